@@ -1,0 +1,1 @@
+"""Ray actors: thin shells that unpack references, call one pure function of d1ray and return a value."""

@@ -1,0 +1,31 @@
+"""The two pools of a run: generators that sample and scorers that judge."""
+
+from pathlib import Path
+
+from actors.generator import Generator
+from actors.pool import Pool
+from actors.scorer import Scorer
+from d1ray.config import Config
+
+
+class Pools:
+    """Starts the generator and scorer pools of ``config`` and kills them on ``close``.
+
+    Args:
+        folder: a model folder; generators take architecture and tokenizer from it.
+    """
+
+    def __init__(self, config: Config, folder: Path):
+        c = config.cluster
+        generator = Generator.options(
+            num_cpus=c.generator_cpus, num_gpus=c.generator_gpus, max_restarts=-1
+        )
+        scorer = Scorer.options(num_cpus=c.scorer_cpus, max_restarts=-1)
+        self.generators = Pool(
+            lambda: generator.remote(folder, c.generator_threads, c.deadline_s), c.generators
+        )
+        self.scorers = Pool(lambda: scorer.remote(config.task), c.scorers, depth=c.generators * 2)
+
+    def close(self) -> None:
+        self.generators.close()
+        self.scorers.close()

@@ -1,0 +1,43 @@
+"""Scorer: judges completions on CPUs."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from d1ray.tasks import Task
+from d1ray.tasks.scoring import score_rollouts
+
+
+@ray.remote
+class Scorer:
+    """Extends a generator's table with rewards and verdicts."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def score(self, table: pa.Table, generated: dict[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+        """Scores a ``schema.GENERATED`` table.
+
+        Returns:
+            The ``schema.SCORED`` table, and the small metadata that the driver reads.
+        """
+        scored = score_rollouts(table, self.task)
+        return scored, generated | {
+            "incarnation": scored["incarnation"][0].as_py(),
+            "policy_version": scored["policy_version"][0].as_py(),
+            "reward": float(np.mean(scored["reward"].to_numpy())),
+            "correct": scored["correct"].to_pylist(),
+            "partial": scored["partial"].to_pylist(),
+            "formatted": scored["formatted"].to_pylist(),
+            "forwards": int(np.sum(scored["forwards"].to_numpy())),
+            "texts": scored["text"].to_pylist(),
+            "tokens": sum(len(ids) for ids in scored["completion_ids"]),
+            "seconds_generate": scored["seconds_generate"][0].as_py(),
+            "seconds_logprob": scored["seconds_logprob"][0].as_py(),
+            "seconds_score": scored["seconds_score"][0].as_py(),
+        }
+
+    def __repr__(self) -> str:
+        return "Scorer"

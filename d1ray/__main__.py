@@ -1,0 +1,3 @@
+from d1ray.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""Checkpoints: a folder whose manifest is written last, so that a half-written one is never loaded.
+
+``checkpoints/step-00012/`` holds ``model/`` (a Hugging Face folder), further ``*.safetensors``
+(optimiser, moved reference), ``state.json`` and ``manifest.json`` with every file's SHA-256.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from d1ray.models import LLaDA, save_model
+
+MANIFEST = "manifest.json"
+
+
+def save(
+    root: Path,
+    step: int,
+    model: LLaDA,
+    tokenizer: PreTrainedTokenizerBase,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Writes ``root/step-<step>``, then removes all but the newest ``keep`` checkpoints.
+
+    Args:
+        tensors: further tensor files by name, e.g. ``{"optimizer": {...}}``.
+        state: JSON values: step, data cursor, incarnation, best validation.
+    """
+    final = root / f"step-{step:05d}"
+    folder = root / f".{final.name}.writing"
+    shutil.rmtree(folder, ignore_errors=True)
+    save_model(model, folder / "model", tokenizer)
+    for name, group in tensors.items():
+        save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, folder / f"{name}.safetensors")
+    (folder / "state.json").write_text(json.dumps(dict(state), indent=2))
+    digests = {str(f.relative_to(folder)): _digest(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    (folder / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}, indent=2))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(folder, final)
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(root: Path) -> Path | None:
+    """The newest checkpoint whose files match its manifest; a damaged one falls back to the one before."""
+    return next((c for c in sorted(root.glob("step-*"), reverse=True) if is_complete(c)), None)
+
+
+def is_complete(folder: Path) -> bool:
+    """True if every file of the manifest is there with its SHA-256."""
+    try:
+        digests = json.loads((folder / MANIFEST).read_text())["sha256"]
+        return all(_digest(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The JSON state of a complete checkpoint."""
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return state
+
+
+def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """A further tensor file of a checkpoint, by the name it was saved under; {} if there is none."""
+    file = folder / f"{name}.safetensors"
+    return load_file(file) if file.exists() else {}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as flat tensors: ``{"<parameter index>.<entry>": tensor}``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``, in place."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, entry = name.split(".", 1)
+        state.setdefault(int(index), {})[entry] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

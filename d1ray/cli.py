@@ -1,0 +1,90 @@
+"""The command line: ``d1ray train | sft | evaluate | recipes``. ``python -m d1ray`` is the same program."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from d1ray.config import Config, load_config, recipe_names
+from d1ray.errors import UserError
+from d1ray.interrupt import Interrupted
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Recipe = Annotated[str, typer.Argument(help="a recipe's name (see `d1ray recipes`) or a YAML file")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, e.g. rl.steps=10 run_dir=DIR")]
+
+
+@app.command()
+def train(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Run every stage the recipe names: make the model, SFT, diffu-GRPO, evaluation."""
+    config = load_config(recipe, overrides or [])
+    prepare_local_ray(config)
+    from d1ray.stages import run_recipe
+
+    run_recipe(config)
+
+
+@app.command()
+def sft(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Run the recipe up to SFT, and evaluate."""
+    config = load_config(recipe, overrides or [])
+    prepare_local_ray(config)
+    from d1ray.stages import run_recipe
+
+    run_recipe(config, last="sft")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="a model folder, a checkpoint or a run folder")],
+    task: Annotated[str, typer.Option(help="the task, e.g. sudoku or countdown")],
+    data: Annotated[Path | None, typer.Option(help="Parquet or JSONL file; default: the task's test split")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="how many examples at most")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Complete and score held-out examples with a trained model."""
+    from d1ray.evaluate_model import evaluate_model
+
+    result = evaluate_model(model, task, data, examples, overrides or [])
+    from d1ray import summary
+
+    if as_json:
+        print(json.dumps(summary.as_rows([result])[0]))
+    else:
+        Console().print(summary.table([result]))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes, one line each."""
+    names = recipe_names()
+    for name in names:
+        print(f"{name:<{max(map(len, names))}}  {load_config(name).about}")
+
+
+def prepare_local_ray(config: Config) -> None:
+    """Protects a cluster that will be started here by a token and keeps it quiet.
+
+    Ray reads these variables when it is imported, so this comes before any import of it.
+    """
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 2 the request is wrong, 130 interrupted, 1 anything else."""
+    try:
+        app()
+    except UserError as error:
+        print(f"d1ray: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted:
+        print("d1ray: interrupted; everything so far is saved. Run the same command to continue.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,76 @@
+"""`d1ray evaluate`: greedy completions of held-out examples, from the generator and scorer pools."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from actors.buffer import RolloutBuffer
+from actors.policy import PolicyRef
+from actors.pools import Pools
+from d1ray.config import Config
+from d1ray.errors import DataError
+from d1ray.models import encode_prompt
+from d1ray.rl.rollout import Prompt, Request
+from d1ray.summary import Verdict
+from d1ray.tasks import Example
+
+Tokenizer = PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Verdicts in the order of the examples, the completions' texts, and sampling cost.
+
+    ``forwards_per_token`` is denoising forwards over completion tokens.
+    """
+
+    verdicts: list[Verdict]
+    texts: list[str]
+    forwards_per_token: float
+
+
+def prompt_of(tokenizer: Tokenizer, example: Example, group_id: int, limit: int) -> Prompt:
+    """An example as a prompt. Raises ``DataError`` if it has more than ``limit`` tokens."""
+    try:
+        return Prompt(group_id, tuple(encode_prompt(tokenizer, example.prompt, limit)), example)
+    except ValueError as error:
+        raise DataError(f"{example.task} example {example.key}: {error}") from error
+
+
+def evaluate(
+    pools: Pools,
+    policy: PolicyRef,
+    prompts: Sequence[Prompt],
+    config: Config,
+    interrupted: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """Completes and scores every prompt once with ``config.evaluation.sampling``.
+
+    ``on_batch`` is told how many examples are done after each batch.
+    """
+    size = config.evaluation.batch_size
+    batches = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
+    buffer = RolloutBuffer(pools.generators, pools.scorers, slots=len(batches))
+    for batch in batches:
+        buffer.start(Request(batch, 1, config.evaluation.sampling, config.seed), policy)
+    calls = []
+    for _ in batches:
+        calls += buffer.take(1, config.cluster.deadline_s, interrupted)
+        on_batch(sum(len(call.request.prompts) for call in calls))
+    calls.sort(key=lambda call: call.request.prompts[0].group_id)
+    verdicts, texts = [], []
+    for call in calls:
+        m = call.metadata
+        tags = [prompt.example.tags for prompt in call.request.prompts]
+        verdicts += list(zip(m["correct"], m["partial"], m["formatted"], tags, strict=True))
+        texts += m["texts"]
+    tokens = sum(call.metadata["tokens"] for call in calls)
+    forwards = sum(call.metadata["forwards"] for call in calls)
+    return Evaluation(verdicts, texts, forwards / tokens)
+
+
+def held_out_prompts(tokenizer: Tokenizer, examples: Sequence[Example], limit: int) -> list[Prompt]:
+    """Prompts of evaluation examples; negative group ids keep their noise apart from training's."""
+    return [prompt_of(tokenizer, example, -(i + 1), limit) for i, example in enumerate(examples)]

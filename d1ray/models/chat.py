@@ -1,0 +1,39 @@
+"""Text to token ids and back: chat prompts, EOS-padded completions, completion text."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, limit: int) -> list[int]:
+    """Token ids of a user turn in the model's chat template, ending where the assistant begins.
+
+    Raises:
+        ValueError: more than ``limit`` tokens.
+    """
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    if len(ids) > limit:
+        raise ValueError(f"the prompt has {len(ids)} tokens, more than data.max_prompt_length={limit}")
+    return [int(i) for i in ids]
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, length: int, eos_id: int) -> list[int]:
+    """Token ids of a completion, padded with EOS to exactly ``length``.
+
+    Raises:
+        ValueError: the text alone needs more than ``length`` tokens.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    if len(ids) > length:
+        raise ValueError(f"the completion has {len(ids)} tokens, more than data.max_completion_length={length}")
+    return ids + [eos_id] * (length - len(ids))
+
+
+def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], eos_id: int) -> str:
+    """The text of a completion up to its first EOS."""
+    tokens = list(ids)
+    end = tokens.index(eos_id) if eos_id in tokens else len(tokens)
+    text: str = tokenizer.decode(tokens[:end])
+    return text

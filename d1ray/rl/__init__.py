@@ -1,0 +1,1 @@
+"""Reinforcement learning on masked diffusion models: advantages, losses and updates."""

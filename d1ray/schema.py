@@ -1,0 +1,43 @@
+"""The one Arrow schema of a rollout: what generators return, scorers extend, learners read and
+``rollouts/*.parquet`` stores. One row per completion; a group's rows are adjacent, in rollout order.
+
+Shapes: P prompt, L completion, M inner updates (prompt masks).
+"""
+
+import pyarrow as pa
+
+_ids = pa.list_(pa.int32())
+_floats = pa.list_(pa.float32())
+
+GENERATED = pa.schema(
+    [
+        pa.field("group_id", pa.int64(), nullable=False),
+        pa.field("rollout", pa.int32(), nullable=False),  # index within the group
+        pa.field("incarnation", pa.int32(), nullable=False),  # of the learner whose policy sampled
+        pa.field("policy_version", pa.int32(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("example", pa.string(), nullable=False),  # JSON: prompt text and the checker's fields
+        pa.field("prompt_ids", _ids, nullable=False),  # [P]
+        pa.field("completion_ids", _ids, nullable=False),  # [L]
+        pa.field("step_map", _ids, nullable=False),  # [L] denoising step that committed the token, or -1
+        pa.field("sampler_logps", _floats, nullable=False),  # [L]
+        pa.field("old_logps", pa.list_(_floats), nullable=False),  # [M, L]
+        pa.field("reference_logps", pa.list_(_floats), nullable=False),  # [M, L], or [] when beta is 0
+        pa.field("forwards", pa.int32(), nullable=False),  # denoising steps the row took
+        pa.field("text", pa.string(), nullable=False),  # up to the first EOS
+        pa.field("seconds_generate", pa.float32(), nullable=False),  # of the whole call, shared by its rows
+        pa.field("seconds_logprob", pa.float32(), nullable=False),
+    ]
+)
+SCORED = pa.schema(
+    [
+        *GENERATED,
+        pa.field("reward", pa.float32(), nullable=False),
+        pa.field("components", pa.map_(pa.string(), pa.float32()), nullable=False),
+        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("partial", pa.float32(), nullable=False),
+        pa.field("formatted", pa.bool_(), nullable=False),
+        pa.field("seconds_score", pa.float32(), nullable=False),
+    ]
+)
+ROLLOUT = pa.schema([*SCORED, pa.field("advantage", pa.float32(), nullable=False)])

@@ -1,0 +1,188 @@
+"""Every stage of a recipe in turn: make the model, SFT, diffu-GRPO, evaluation, and what it came to."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from actors.placement import check_resources, connected
+from actors.policy import policy_of_folder
+from actors.pools import Pools
+from d1ray import summary
+from d1ray.config import ArchitectureConfig, Config
+from d1ray.curves import draw_curves
+from d1ray.errors import ConfigError
+from d1ray.evaluate import Evaluation, evaluate, held_out_prompts
+from d1ray.interrupt import Interrupt, Interrupted
+from d1ray.memory import PeakMemory
+from d1ray.models import LLaDA, LLaDAConfig, character_tokenizer, initialise, load_tokenizer, read_config, save_model
+from d1ray.progress import Progress, duration
+from d1ray.rl.rollout import Prompt
+from d1ray.run_folder import RunFolder
+from d1ray.sft import Phase, train_phases
+from d1ray.summary import Sample, StageResult
+from d1ray.tasks.source import open_data
+from d1ray.train import reinforce
+
+SFT_PHASE = 1000  # keys SFT's randomness, whatever number of pre-training phases comes before it
+PHASES = ("load", "generate", "logprob", "score", "learn", "publish")
+
+
+def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
+    """Runs the recipe's stages up to ``last``; stages whose model is already in the run folder are kept.
+
+    Raises:
+        UserError: the request cannot be carried out; raised before any actor starts.
+        Interrupted: a signal came; what was done is saved and the same call continues.
+    """
+    if last == "sft" and config.sft is None:
+        raise ConfigError("the recipe has no sft section; add one, or use `d1ray train`")
+    assert config.run_dir is not None
+    data = open_data(config.task, config.data.path, config.seed)
+    tokenizer = load_tokenizer(config.model.path) if config.model.path else character_tokenizer()
+    if config.model.path:
+        read_config(config.model.path)
+    tests = held_out_prompts(
+        tokenizer, data.examples("test", config.evaluation.examples), config.data.max_prompt_length
+    )
+    console = Console()
+    clock = Clock()
+    with connected(config.cluster):
+        check_resources(config)
+        with (
+            RunFolder.open(config.run_dir.absolute(), config) as run,
+            PeakMemory() as memory,
+            Interrupt() as interrupt,
+            Progress(console) as progress,
+        ):
+            with clock.time("base and SFT"):
+                stages = supervised_stages(config, run, progress, interrupt)
+            if last == "rl" and config.rl is not None:
+                with clock.time("diffu-GRPO"):
+                    start = list(stages.values())[-1]
+                    reinforce(config, start, data, run, progress, interrupt)
+                stages["rl"] = run.models / "rl"
+            with clock.time("evaluation"):
+                results, texts = evaluate_stages(config, stages, tests, progress, interrupt)
+            shares = phase_shares(run.metrics())
+            extra = {
+                "seed": config.seed,
+                "peak_memory_bytes": memory.peak_bytes,
+                "seconds": clock.seconds,
+                "actor_seconds_share": shares,
+            }
+            run.write_summary(summary.as_rows(results), extra)
+            draw_curves(run.metrics(), run.curves_path, results)
+        console.print(summary.table(results))
+        console.print(summary.samples(sample_completions(tests, texts)))
+        print_costs(console, memory, clock.seconds, shares)
+        print_places(console, run, list(stages.values())[-1])
+
+
+def supervised_stages(config: Config, run: RunFolder, progress: Progress, interrupt: Interrupt) -> dict[str, Path]:
+    """The model folders of "base" and, where the recipe has it, "sft"; trained unless they exist already."""
+    stages = {"base": (config.model.path or run.models / "base").absolute()}
+    start, phases = stages["base"], []
+    if config.model.make is not None and not start.exists():
+        start = run.models / "initial"
+        make_model(config.model.make, config.seed, start)
+        phases += [Phase("pretrain", n, c) for n, c in enumerate(config.model.make.pretraining)]
+        if phases:
+            phases[-1] = replace(phases[-1], save_to=stages["base"])
+        else:
+            start = start.rename(stages["base"])
+    if config.sft is not None:
+        stages["sft"] = run.models / "sft"
+        if not stages["sft"].exists():
+            phases.append(Phase("sft", SFT_PHASE, config.sft, save_to=stages["sft"]))
+    if phases:
+        train_phases(config, phases, start, run, progress, interrupt)
+    return stages
+
+
+def make_model(architecture: ArchitectureConfig, seed: int, folder: Path) -> None:
+    """Writes a freshly initialised LLaDA with the character tokenizer to ``folder``."""
+    tokenizer = character_tokenizer()
+    config = LLaDAConfig(
+        **architecture.model_dump(exclude={"pretraining"}),
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    save_model(initialise(LLaDA(config), seed), folder, tokenizer)
+
+
+def evaluate_stages(
+    config: Config, stages: dict[str, Path], tests: list[Prompt], progress: Progress, interrupt: Interrupt
+) -> tuple[list[StageResult], dict[str, Evaluation]]:
+    """Evaluates each stage's model on the same held-out examples."""
+    pools = Pools(config, stages["base"])
+    evaluations = {}
+    try:
+        for name, folder in stages.items():
+            with progress.stage(f"evaluate {name}", total=len(tests)) as stage:
+                evaluations[name] = evaluate(
+                    pools, policy_of_folder(folder), tests, config, interrupt, on_batch=stage.update
+                )
+    except KeyboardInterrupt:
+        raise Interrupted from None
+    finally:
+        pools.close()
+    task = config.task.name
+    return [summary.summarise(name, task, e.verdicts) for name, e in evaluations.items()], evaluations
+
+
+def sample_completions(tests: list[Prompt], evaluations: dict[str, Evaluation], count: int = 3) -> list[Sample]:
+    """A few test examples with the completions of the first and of the last stage."""
+    before, after = list(evaluations.values())[0], list(evaluations.values())[-1]
+    return [
+        Sample(
+            tests[i].example.prompt,
+            str(tests[i].example.fields.get("solution", "")),
+            before.texts[i],
+            after.texts[i],
+            before.verdicts[i][0],
+            after.verdicts[i][0],
+        )
+        for i in range(min(count, len(tests)))
+    ]
+
+
+def phase_shares(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """Each RL phase's share of the actors' busy seconds, over all steps."""
+    totals = {phase: sum(row.get(f"seconds_{phase}", 0.0) for row in metrics) for phase in PHASES}
+    whole = sum(totals.values())
+    return {phase: seconds / whole for phase, seconds in totals.items()} if whole else {}
+
+
+def print_costs(console: Console, memory: PeakMemory, seconds: dict[str, float], shares: dict[str, float]) -> None:
+    """Peak memory, wall time by part, and where the actors' time of diffu-GRPO went."""
+    console.print(f"Peak memory: {memory.peak_bytes / 2**30:.2f} GiB in {memory.peak_processes} processes")
+    console.print("Wall time: " + ", ".join(f"{part} {duration(s)}" for part, s in seconds.items()))
+    if shares:
+        console.print("Actor time: " + ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items()))
+
+
+def print_places(console: Console, run: RunFolder, model: Path) -> None:
+    """Where the run folder, the model, the checkpoints and the curves are."""
+    places = {"Run folder": run.path, "Model": model, "Checkpoints": run.checkpoints, "Curves": run.curves_path}
+    for name, path in places.items():
+        console.print(f"{name + ':':<12} {path}", soft_wrap=True)
+
+
+class Clock:
+    """Wall seconds by part of the run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[part] = time.monotonic() - started

@@ -1,0 +1,43 @@
+"""Scores a rollout table: examples and completions in, rewards and verdicts out."""
+
+import json
+import time
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from d1ray import schema
+from d1ray.tasks.task import Example, Score, Task
+
+
+def example_to_json(example: Example) -> str:
+    """An example as the JSON that travels in the ``example`` column."""
+    return json.dumps(
+        {"key": example.key, "prompt": example.prompt, "fields": dict(example.fields), "tags": example.tags}
+    )
+
+
+def example_from_json(task: str, text: str) -> Example:
+    """The inverse of ``example_to_json``."""
+    value: Mapping[str, object] = json.loads(text)
+    return Example(task=task, **(dict(value) | {"tags": tuple(value["tags"])}))  # type: ignore[arg-type]
+
+
+def score_rollouts(table: pa.Table, task: Task) -> pa.Table:
+    """Extends a ``schema.GENERATED`` table to ``schema.SCORED``."""
+    started = time.perf_counter()
+    examples = [example_from_json(task.name, text) for text in table["example"].to_pylist()]
+    scores = [task.score(e, text) for e, text in zip(examples, table["text"].to_pylist(), strict=True)]
+    columns = _columns(scores, time.perf_counter() - started)
+    return pa.table({**{name: table[name] for name in schema.GENERATED.names}, **columns}, schema=schema.SCORED)
+
+
+def _columns(scores: list[Score], seconds: float) -> dict[str, list[object]]:
+    return {
+        "reward": [s.reward for s in scores],
+        "components": [list(s.components.items()) for s in scores],
+        "correct": [s.correct for s in scores],
+        "partial": [s.partial for s in scores],
+        "formatted": [s.formatted for s in scores],
+        "seconds_score": [seconds] * len(scores),
+    }

@@ -1,0 +1,100 @@
+"""What a task is: it turns rows or random draws into examples, and completions into scores."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, field_validator
+
+Split = Literal["train", "validation", "test"]
+DemonstrationStyle = Literal["clean", "corrupted"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem: what the model is asked, and the fields its completion is checked against.
+
+    ``key`` identifies the problem (two examples with the same key are the same problem) and keeps
+    the splits disjoint. ``fields`` holds JSON values only. ``tags`` name subsets that the
+    evaluation reports separately, e.g. ``"new grid"``.
+    """
+
+    task: str
+    key: str
+    prompt: str
+    fields: Mapping[str, Any]
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """The verdict on one completion.
+
+    ``components`` are named rewards; the reward is their sum. ``correct`` is the task's strict
+    criterion, ``partial`` its graded accuracy in [0, 1] (Sudoku: d1's cell accuracy; tasks without
+    one repeat ``correct``), ``formatted`` whether an answer was found where one was asked for.
+    """
+
+    components: Mapping[str, float]
+    correct: bool
+    partial: float
+    formatted: bool
+
+    @property
+    def reward(self) -> float:
+        return float(sum(self.components.values()))
+
+
+class Task(BaseModel):
+    """A task and its options. Subclasses are registered in ``d1ray.tasks``; options are fields.
+
+    A subclass is one short file. It must answer any completion, however malformed, with a
+    ``Score`` and never raise from ``score``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    placeholders: ClassVar[tuple[str, ...]] = ()  # names that every template holds, e.g. "puzzle"
+
+    name: str
+    template: str
+
+    @field_validator("template")
+    @classmethod
+    def _holds_placeholders(cls, template: str) -> str:
+        missing = [f"{{{name}}}" for name in cls.placeholders if f"{{{name}}}" not in template]
+        if missing:
+            raise ValueError(f"a template for this task holds {' and '.join(missing)}; found {template!r}")
+        return template
+
+    def prompt(self, **values: str) -> str:
+        """The template with ``{name}`` replaced by each value; all other braces stay as they are."""
+        prompt = self.template
+        for name, value in values.items():
+            prompt = prompt.replace(f"{{{name}}}", value)
+        return prompt
+
+    def draw(self, split: Split, rng: np.random.Generator) -> Example:
+        """Draws one random example of ``split``. The splits are disjoint by ``Example.key``."""
+        raise NotImplementedError(f"task {self.name!r} has no generator: give data.path=FILE")
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """Reads one row of a data file.
+
+        Raises ``ValueError`` saying what is wrong with the row, or ``KeyError`` for a missing column.
+        """
+        raise NotImplementedError
+
+    def split_of(self, key: str) -> Split:
+        """The split of the problem ``key``: 80 % train, 10 % validation and 10 % test, by hash."""
+        bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % 10
+        return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
+
+    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
+        """A completion to train on: a right, well formatted one, or a corrupted one."""
+        raise NotImplementedError
+
+    def score(self, example: Example, completion: str) -> Score:
+        """Judges ``completion`` (text up to the first EOS). Garbage scores 0; never raises."""
+        raise NotImplementedError
