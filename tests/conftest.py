@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 os.environ.update(
-    RAY_AUTH_MODE="token",  # Ray listens on every interface; left unset, it would keep a token in the home folder
+    RAY_AUTH_MODE="token",  # Ray listens on every interface; unset, it would keep a token in the home folder
     RAY_AUTH_TOKEN=uuid.uuid4().hex,
     RAY_USAGE_STATS_ENABLED="0",
     HF_HUB_OFFLINE="1",

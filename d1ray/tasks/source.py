@@ -35,8 +35,8 @@ class Data(Protocol):
 def open_data(task: Task, path: Path | None, seed: int) -> Data:
     """The examples of ``task``: generated where ``path`` is ``None``, else those of a file or folder.
 
-    A single file is divided by ``task.split_of``. A folder holds ``train.*`` and ``test.*``: validation is what
-    ``task.split_of`` carves from train, and problems of the test file are dropped from both.
+    A single file is divided by ``task.split_of``. A folder holds ``train.*`` and ``test.*``; its validation
+    split is what ``task.split_of`` carves from train, and problems of the test file are dropped from both.
 
     Raises ``DataError`` for a missing or malformed file, and for a split that comes out empty.
     """
@@ -98,9 +98,9 @@ def fixed_set(task: Task, split: Split, n: int) -> list[Example]:
         found.setdefault(example.key, example)
     if len(found) < n:
         raise DataError(
-            f"asked for {n} distinct {split} examples of {task.name}, found {len(found)} in {tries} draws; ask "
-            f"for fewer (evaluation.examples, evaluation.validation_examples), or choose task options that allow "
-            f"more problems"
+            f"asked for {n} distinct {split} examples of {task.name}, found {len(found)} in {tries} draws; "
+            f"ask for fewer (evaluation.examples, evaluation.validation_examples), or choose task options "
+            f"that allow more problems"
         )
     return list(found.values())
 
@@ -134,7 +134,7 @@ def _find(folder: Path, stem: str) -> Path:
     if len(found) != 1:
         present = ", ".join(path.name for path in found) or "none"
         raise DataError(
-            f"{folder}: expected exactly one of {' and '.join(names)}, found {present}; a folder holds a train "
-            f"and a test file, and data.path=FILE divides a single file into splits"
+            f"{folder}: expected exactly one of {' and '.join(names)}, found {present}; a folder holds a "
+            f"train and a test file, and data.path=FILE divides a single file into splits"
         )
     return found[0]

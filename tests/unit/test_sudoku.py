@@ -15,7 +15,7 @@ SPLITS = ("train", "validation", "test")
 #   3 4 1 2   3 4 1 2
 #   . 1 4 3   2 1 4 3
 #   4 . 2 1   4 3 2 1
-PUZZLE, SOLUTION = "12003412014340 21".replace(" ", ""), "1234341221434321"
+PUZZLE, SOLUTION = "1200341201434021", "1234341221434321"
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_drawn_puzzle_has_its_blanks_and_exactly_one_solution(split, blanks):
 
 
 def test_the_splits_share_no_puzzle():
-    keys = [{e.key for e in draws(Sudoku(), split, 2000)} for split in SPLITS]
+    keys = [{e.key for e in draws(Sudoku(), split, 1500)} for split in SPLITS]
     assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
 
 
@@ -76,11 +76,11 @@ def test_a_drawn_puzzle_belongs_to_the_split_it_was_drawn_for(split):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_held_out_grids_are_never_trained_or_validated_on(split):
-    assert NEW_GRIDS.isdisjoint(e.fields["solution"] for e in draws(Sudoku(), split, 2000))
+    assert NEW_GRIDS.isdisjoint(e.fields["solution"] for e in draws(Sudoku(), split, 1000))
 
 
 def test_training_sees_all_the_other_grids():
-    assert len({e.fields["solution"] for e in draws(Sudoku(), "train", 3000)}) == 240
+    assert len({e.fields["solution"] for e in draws(Sudoku(), "train", 2000)}) == 240
 
 
 def test_half_of_the_test_puzzles_have_new_grids():
@@ -144,7 +144,7 @@ def test_the_cell_score_is_the_share_of_right_blanks_less_changed_givens(example
 
 
 def test_another_valid_completion_is_correct_and_keeps_the_cell_score():
-    # One blank of the four, cell 9, is fixed by its row; wait for no uniqueness: both completions fill the givens.
+    # The blanks can be filled with 1 2 and 2 1, or with 2 1 and 1 2: every cell of the second differs.
     example = Sudoku().example({"puzzle": "0034341200434321", "solution": "1234341221434321"})
     score = Sudoku().score(example, tagged("2134341212434321"))
     assert (score.correct, score.partial) == (True, 0.0)

@@ -1,0 +1,237 @@
+"""The main loop on a real Ray cluster: results do not depend on who did the work, or on who died."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from d1ray import checkpoint, schema
+from d1ray.config import Config, load_config
+from d1ray.diffusion import MaskedDiffusionLoss
+from d1ray.interrupt import Interrupt, Interrupted
+from d1ray.models import load_model, load_tokenizer, save_model
+from d1ray.progress import Progress
+from d1ray.rl.optimizer import adamw
+from d1ray.run_folder import RunFolder
+from d1ray.sft import Phase, training_step
+from d1ray.stages import make_model, run_recipe, supervised_stages
+from d1ray.tasks.source import open_data
+from d1ray.train import reinforce
+
+SMALL = [
+    "sft=null",
+    "rl.prompts_per_step=4",
+    "rl.group_size=4",
+    "rl.mu=2",
+    "rl.validate_every=1",
+    "rl.checkpoint_every=1",
+    "rl.keep_checkpoints=10",
+    "evaluation.examples=16",
+    "evaluation.validation_examples=8",
+    "cluster.generator_cpus=0.25",
+    "cluster.deadline_s=120",
+]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned the answer format but not the puzzles: its rewards vary within a group."""
+    folder = tmp_path_factory.mktemp("model") / "start"
+    config = load_config("sudoku-tiny", ["model.make.d_model=64", "model.make.n_layers=2"])
+    assert config.model.make is not None
+    make_model(config.model.make, 0, folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    phase = Phase("pretrain", 0, config.model.make.pretraining[0].model_copy(update={"steps": 80, "batch_size": 32}))
+    loss, optimizer = MaskedDiffusionLoss(model), adamw(model, phase.config.optimizer)
+    data = open_data(config.task, None, 0)
+    for step in range(phase.config.steps):
+        training_step(loss, model, optimizer, tokenizer, data, config, phase, step)
+    save_model(model, folder, tokenizer)
+    return folder
+
+
+def config_of(start: Path, run_dir: Path, *overrides: str) -> Config:
+    source = [f"model.path={start}", "model.make=null", f"run_dir={run_dir}"]
+    return load_config("sudoku-tiny", [*source, *SMALL, *overrides])
+
+
+def reinforced(config: Config, interrupt: Any = lambda: False) -> dict[str, torch.Tensor]:
+    """The weights of the newest checkpoint after the run's diffu-GRPO."""
+    assert config.run_dir is not None and config.model.path is not None
+    with RunFolder.open(config.run_dir, config) as run, Progress() as progress:
+        data = open_data(config.task, None, config.seed)
+        reinforce(config, config.model.path, data, run, progress, interrupt)
+        newest = checkpoint.latest(run.checkpoints / "rl")
+        assert newest is not None
+        return load_file(newest / "model" / "model.safetensors")
+
+
+def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def two_steps(ray_cluster: None, start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two outer steps with one generator: the run the others are compared with."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    weights = reinforced(config_of(start, folder, "rl.steps=2", "cluster.generators=1"))
+    return {"weights": weights, "folder": folder}
+
+
+def test_diffu_grpo_changes_the_weights(two_steps: dict[str, Any], start: Path) -> None:
+    assert not identical(two_steps["weights"], load_file(start / "model.safetensors"))
+
+
+def test_three_generators_give_bit_identical_weights(
+    two_steps: dict[str, Any], start: Path, tmp_path: Path
+) -> None:
+    three = reinforced(config_of(start, tmp_path / "run", "rl.steps=2", "cluster.generators=3"))
+    assert identical(three, two_steps["weights"])
+
+
+def test_one_step_and_a_resumed_second_give_bit_identical_weights(
+    two_steps: dict[str, Any], start: Path, tmp_path: Path
+) -> None:
+    # The schedule spans rl.steps, so the run is interrupted rather than configured shorter.
+    asked = 0
+
+    def after_the_first_step() -> bool:
+        nonlocal asked
+        asked += (tmp_path / "run" / "checkpoints" / "rl" / "step-00001").exists()
+        return asked > 0
+
+    config = config_of(start, tmp_path / "run", "rl.steps=2", "cluster.generators=2")
+    with pytest.raises(Interrupted):
+        reinforced(config, after_the_first_step)
+    interrupted = checkpoint.latest(tmp_path / "run" / "checkpoints" / "rl")
+    assert interrupted is not None and interrupted.name == "step-00001"
+    assert identical(reinforced(config), two_steps["weights"])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2]
+
+
+@pytest.mark.parametrize("victim", ["Generator", "Scorer"])
+def test_killed_actors_are_replaced_with_bit_identical_weights(
+    two_steps: dict[str, Any], start: Path, tmp_path: Path, victim: str
+) -> None:
+    config = config_of(start, tmp_path / "run", "rl.steps=2", "cluster.generators=2")
+    kills = []
+
+    def kill_once_under_way() -> None:
+        while not (tmp_path / "run" / "metrics.jsonl").exists() or not kills:
+            for actor in ray.util.state.list_actors(
+                filters=[("class_name", "=", victim), ("state", "=", "ALIVE")], timeout=30
+            ):
+                import os
+                import signal
+
+                os.kill(actor.pid, signal.SIGKILL)
+                kills.append(actor.pid)
+                return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_once_under_way, daemon=True)
+    killer.start()
+    weights = reinforced(config)
+    killer.join(timeout=60)
+    assert kills
+    assert identical(weights, two_steps["weights"])
+
+
+def test_a_stored_rollout_has_the_schema_and_one_row_per_completion(two_steps: dict[str, Any]) -> None:
+    table = pq.read_table(two_steps["folder"] / "rollouts" / "step-00001.parquet")
+    assert table.schema.equals(schema.ROLLOUT)
+    assert table.num_rows == 4 * 4
+    assert table["group_id"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+
+
+def test_the_generators_log_probs_are_the_learners_at_lag_zero(two_steps: dict[str, Any]) -> None:
+    rows = [json.loads(line) for line in (two_steps["folder"] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["policy_age"] for row in rows[1:]] == [0, 0]
+    assert all(row["logprob_gap"] < 1e-5 for row in rows[1:])
+
+
+def test_per_completion_masks_and_overlap_run_through_the_same_loop(
+    ray_cluster: None, start: Path, tmp_path: Path
+) -> None:
+    overrides = ["rl.steps=3", "rl.mask_scope=completion", "rl.staleness=1", "rl.reference_sync_updates=3"]
+    weights = reinforced(config_of(start, tmp_path / "run", *overrides))
+    assert not identical(weights, load_file(start / "model.safetensors"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["policy_age"] for row in rows[1:]] == [0, 1, 1]
+    assert [row["reference_version"] for row in rows[1:]] == [0, 2, 2]
+
+
+def test_every_stage_of_a_recipe_leaves_a_complete_run_folder(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phase = "{steps: 3, batch_size: 8, optimizer: {learning_rate: 0.001}}"
+    overrides = [
+        f"model.make.pretraining=[{phase}]",
+        f"sft={phase}",
+        "rl.steps=1",
+        "cluster.sft_workers=2",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    run_recipe(load_config("sudoku-tiny", [*SMALL, *overrides]))
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert [row["stage"] for row in summary["rows"]] == ["base", "sft", "rl"]
+    assert all(row["n"] == 16 and len(row["ci95"]) == 2 for row in summary["rows"])
+    assert abs(sum(summary["actor_seconds_share"].values()) - 1) < 1e-6
+    assert summary["peak_memory_bytes"] > 100 * 2**20
+    stages = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert stages == ["pretrain"] * 3 + ["sft"] * 3 + ["rl"] * 2
+    for part in ("config.yaml", "curves.png", "rollouts/step-00001.parquet", "models/rl/config.json"):
+        assert (run / part).stat().st_size > 0
+    assert list((run / "tensorboard").rglob("events.out.tfevents.*"))
+    shown = capsys.readouterr().out
+    assert "SFT + diffu-GRPO" in shown and "Peak memory" in shown and "Actor time" in shown
+
+
+def supervised(config: Config, interrupt: Any = lambda: False) -> dict[str, torch.Tensor]:
+    """The weights after the supervised stages of ``config``."""
+    assert config.run_dir is not None
+    with RunFolder.open(config.run_dir, config) as run, Progress() as progress:
+        stages = supervised_stages(config, run, progress, interrupt)
+    return load_file(stages["sft"] / "model.safetensors")
+
+
+def sft_config(start: Path, run_dir: Path, *overrides: str) -> Config:
+    sft = "sft={steps: 4, batch_size: 8, examples: 6, optimizer: {learning_rate: 0.001}}"
+    return config_of(start, run_dir, sft, *overrides)
+
+
+def test_sft_on_two_workers_equals_plain_single_process_training(
+    ray_cluster: None, start: Path, tmp_path: Path
+) -> None:
+    config = sft_config(start, tmp_path / "run", "cluster.sft_workers=2")
+    two = supervised(config)
+    model, tokenizer = load_model(start), load_tokenizer(start)
+    assert config.sft is not None
+    phase = Phase("sft", 1000, config.sft)
+    optimizer = adamw(model, config.sft.optimizer)
+    data = open_data(config.task, None, config.seed)
+    for step in range(4):
+        training_step(MaskedDiffusionLoss(model), model, optimizer, tokenizer, data, config, phase, step)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_interrupted_sft_checkpoints_and_continues_bit_identically(
+    ray_cluster: None, start: Path, tmp_path: Path
+) -> None:
+    whole = supervised(sft_config(start, tmp_path / "whole"))
+    config = sft_config(start, tmp_path / "parts")
+    with pytest.raises(Interrupted):
+        supervised(config, lambda: True)
+    stopped = checkpoint.latest(tmp_path / "parts" / "checkpoints" / "sft")
+    assert stopped is not None and checkpoint.load_state(stopped)["step"] < 4
+    assert identical(supervised(config), whole)
