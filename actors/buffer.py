@@ -16,7 +16,11 @@ from actors.policy import PolicyRef
 from actors.pool import Pool
 from d1ray.rl.rollout import Request
 
-ACTOR_LOST = (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError)
+ACTOR_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ActorUnavailableError,
+    ray.exceptions.ObjectLostError,
+)
 
 
 class RolloutError(RuntimeError):
@@ -65,7 +69,9 @@ class RolloutBuffer:
         self.waiting.append(Call(request, policy))
         self._dispatch()
 
-    def take(self, count: int, deadline_s: float, interrupted: Callable[[], bool] = lambda: False) -> list[Call]:
+    def take(
+        self, count: int, deadline_s: float, interrupted: Callable[[], bool] = lambda: False
+    ) -> list[Call]:
         """Waits for ``count`` scored groups; returns them in group order.
 
         Unblocked by scorers finishing. Their slots stay taken until ``release``.
@@ -139,6 +145,6 @@ class RolloutBuffer:
             for call in list(self.running.values())[:4]
         )
         return (
-            f"no group finished within {deadline_s:g} s (cluster.deadline_s); {len(self.ready)} of {count} are "
-            f"ready, {len(self.waiting)} wait for a generator, under way: {where or 'none'}"
+            f"no group finished within {deadline_s:g} s (cluster.deadline_s); {len(self.ready)} of {count} "
+            f"are ready, {len(self.waiting)} wait for a generator, under way: {where or 'none'}"
         )

@@ -2,10 +2,7 @@
 
 from typing import Any
 
-import ray
 
-
-@ray.remote(num_cpus=0)
 class Bulletin:
     """Rows posted by rank 0, read by the driver; a stop wish set by the driver, read by rank 0."""
 

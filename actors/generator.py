@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 
 from actors.policy import PolicyRef, Weights
@@ -14,7 +13,6 @@ from d1ray.models import LLaDA, load_model, load_tokenizer
 from d1ray.rl.rollout import Request, generate
 
 
-@ray.remote
 class Generator:
     """Holds a policy and a reference model; loads whichever weights a call's PolicyRef names.
 
@@ -44,9 +42,7 @@ class Generator:
             self._load("reference", self.reference, policy.incarnation, policy.reference)
         seconds_load = time.perf_counter() - started
         reference = self.reference if policy.reference is not None else None
-        table = generate(
-            self.model, reference, self.tokenizer, request, policy.incarnation, policy.version
-        )
+        table = generate(self.model, reference, self.tokenizer, request, policy.incarnation, policy.version)
         return table, {"seconds_load": seconds_load, "pid": os.getpid()}
 
     def _load(self, role: str, model: LLaDA, incarnation: int, weights: Weights) -> None:

@@ -20,7 +20,6 @@ from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw
 
 
-@ray.remote
 class Learner:
     """The policy in training.
 
@@ -76,9 +75,7 @@ class Learner:
         table = pa.concat_tables(ray.get(list(tables), timeout=self.deadline_s))
         started = time.perf_counter()
         advantages = advantages_of(table, self.config.group_size).flatten()
-        pq.write_table(
-            table.append_column(schema.ROLLOUT.field("advantage"), pa.array(advantages)), rollouts
-        )
+        pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), pa.array(advantages)), rollouts)
         eos, device = self.model.config.eos_token_id, next(self.model.parameters()).device
         batch = batch_of(table, self.config.group_size, eos, device)
         metrics = learn(self.model, self.optimizer, batch, step, self.seed, self.config)

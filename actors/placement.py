@@ -37,8 +37,8 @@ def check_resources(config: Config) -> None:
         ResourceError: names the resource, the amounts and the settings that ask for it.
     """
     available = ray.cluster_resources()
-    stages = [(name, part) for name, part in (("sft", _trains(config)), ("rl", config.rl)) if part]
-    for stage, _ in stages or [("rl", None)]:
+    supervised = config.sft is not None or config.model.make is not None
+    for stage in ["sft", "rl"] if supervised else ["rl"]:  # evaluation uses what "rl" does, less the learner
         for resource, amount, asked in demands(config.cluster, stage):
             found = available.get(resource, 0)
             if amount > found + 1e-9:
@@ -66,10 +66,7 @@ def demands(cluster: ClusterConfig, stage: str) -> list[tuple[str, float, str]]:
         (
             "GPU",
             c.generators * c.generator_gpus + c.learner_gpus,
-            f"{c.generators} cluster.generators x {c.generator_gpus:g} + cluster.learner_gpus {c.learner_gpus:g}",
+            f"{c.generators} cluster.generators x {c.generator_gpus:g} + "
+            f"cluster.learner_gpus {c.learner_gpus:g}",
         ),
     ]
-
-
-def _trains(config: Config) -> bool:
-    return config.sft is not None or config.model.make is not None

@@ -27,7 +27,9 @@ class Pool:
     def call(self, index: int, method: str, *arguments: Any) -> list[ray.ObjectRef]:
         """Calls actor ``index``; the caller owns the two returned references."""
         self.in_flight[index] += 1
-        refs: list[ray.ObjectRef] = getattr(self.actors[index], method).options(num_returns=2).remote(*arguments)
+        refs: list[ray.ObjectRef] = (
+            getattr(self.actors[index], method).options(num_returns=2).remote(*arguments)
+        )
         return refs
 
     def done(self, index: int) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import ray
+
 from actors.generator import Generator
 from actors.pool import Pool
 from actors.scorer import Scorer
@@ -17,10 +19,10 @@ class Pools:
 
     def __init__(self, config: Config, folder: Path):
         c = config.cluster
-        generator = Generator.options(
+        generator = ray.remote(Generator).options(
             num_cpus=c.generator_cpus, num_gpus=c.generator_gpus, max_restarts=-1
         )
-        scorer = Scorer.options(num_cpus=c.scorer_cpus, max_restarts=-1)
+        scorer = ray.remote(Scorer).options(num_cpus=c.scorer_cpus, max_restarts=-1)
         self.generators = Pool(
             lambda: generator.remote(folder, c.generator_threads, c.deadline_s), c.generators
         )

@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from d1ray.tasks import Task
 from d1ray.tasks.scoring import score_rollouts
 
 
-@ray.remote
 class Scorer:
     """Extends a generator's table with rewards and verdicts."""
 

@@ -31,7 +31,9 @@ def save(
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Writes ``root/step-<step>``, then removes all but the newest ``keep`` checkpoints.
+    """Writes ``root/step-<step>``, then removes all but the last ``keep`` checkpoints up to it.
+
+    Checkpoints of later steps go too: they are damaged, or of a future that was rolled back.
 
     Args:
         tensors: further tensor files by name, e.g. ``{"optimizer": {...}}``.
@@ -42,20 +44,24 @@ def save(
     shutil.rmtree(folder, ignore_errors=True)
     save_model(model, folder / "model", tokenizer)
     for name, group in tensors.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, folder / f"{name}.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in group.items()}, folder / f"{name}.safetensors"
+        )
     (folder / "state.json").write_text(json.dumps(dict(state), indent=2))
     digests = {str(f.relative_to(folder)): _digest(f) for f in sorted(folder.rglob("*")) if f.is_file()}
     (folder / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}, indent=2))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(folder, final)
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    checkpoints = _by_step(root)
+    written = checkpoints.index(final) + 1
+    for other in checkpoints[: max(0, written - keep)] + checkpoints[written:]:
+        shutil.rmtree(other)
     return final
 
 
 def latest(root: Path) -> Path | None:
     """The newest checkpoint whose files match its manifest; a damaged one falls back to the one before."""
-    return next((c for c in sorted(root.glob("step-*"), reverse=True) if is_complete(c)), None)
+    return next((c for c in reversed(_by_step(root)) if is_complete(c)), None)
 
 
 def is_complete(folder: Path) -> bool:
@@ -63,7 +69,7 @@ def is_complete(folder: Path) -> bool:
     try:
         digests = json.loads((folder / MANIFEST).read_text())["sha256"]
         return all(_digest(folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of a manifest that is not ours, too
         return False
 
 
@@ -92,6 +98,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, entry = name.split(".", 1)
         state.setdefault(int(index), {})[entry] = tensor
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _by_step(root: Path) -> list[Path]:
+    """Checkpoint folders by step: longer names last, because steps have five digits or more."""
+    return sorted(root.glob("step-*"), key=lambda folder: (len(folder.name), folder.name))
 
 
 def _digest(file: Path) -> str:

@@ -16,7 +16,9 @@ from d1ray.interrupt import Interrupted
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Recipe = Annotated[str, typer.Argument(help="a recipe's name (see `d1ray recipes`) or a YAML file")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, e.g. rl.steps=10 run_dir=DIR")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="settings as key=value, e.g. rl.steps=10 run_dir=DIR")
+]
 
 
 @app.command()
@@ -43,7 +45,9 @@ def sft(recipe: Recipe, overrides: Overrides = None) -> None:
 def evaluate(
     model: Annotated[Path, typer.Argument(help="a model folder, a checkpoint or a run folder")],
     task: Annotated[str, typer.Option(help="the task, e.g. sudoku or countdown")],
-    data: Annotated[Path | None, typer.Option(help="Parquet or JSONL file; default: the task's test split")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Parquet or JSONL file; default: the task's test split")
+    ] = None,
     examples: Annotated[int | None, typer.Option(min=1, help="how many examples at most")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
     overrides: Overrides = None,
@@ -86,5 +90,8 @@ def main() -> None:
         print(f"d1ray: error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted:
-        print("d1ray: interrupted; everything so far is saved. Run the same command to continue.", file=sys.stderr)
+        print(
+            "d1ray: interrupted; everything so far is saved. Run the same command to continue.",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -16,9 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     SerializeAsAny,
     ValidationError,
     model_validator,
@@ -28,11 +26,16 @@ from d1ray.errors import ConfigError
 from d1ray.tasks import Task, load_task
 from d1ray.tasks.task import DemonstrationStyle
 
+# Whole numbers are strict: YAML reads `yes` as true, which pydantic would take for 1. Real numbers are not:
+# YAML reads 1e-4 as a string.
+PositiveInt = Annotated[int, Field(strict=True, gt=0)]
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+MomentumDecay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SamplerConfig(Strict):
@@ -70,20 +73,29 @@ class OptimizerConfig(Strict):
     schedule: Literal["constant", "linear"] = "constant"
     warmup_updates: NonNegativeInt = 0
     final_ratio: Probability = Field(0.0, description="last learning rate over the peak, for `linear`")
-    betas: tuple[Probability, Probability] = (0.9, 0.99)
+    betas: tuple[MomentumDecay, MomentumDecay] = (0.9, 0.99)
     weight_decay: NonNegativeFloat = 0.1
     max_grad_norm: PositiveFloat = 0.2
+
+
+class MaskedTrainingOptimizerConfig(OptimizerConfig):
+    """d1's SFT optimiser where it differs from its RL one."""
+
+    learning_rate: PositiveFloat = 1e-5
+    max_grad_norm: PositiveFloat = 1.0
 
 
 class MaskedTrainingConfig(Strict):
     """Masked-diffusion training on demonstrations: pre-training phases and SFT."""
 
     demonstrations: DemonstrationStyle = "clean"
-    examples: PositiveInt | None = Field(None, description="distinct demonstrations; null: unlimited fresh ones")
+    examples: PositiveInt | None = Field(
+        None, description="distinct demonstrations; null: unlimited fresh ones"
+    )
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 64
-    eps: PositiveFloat = Field(1e-3, description="smallest masking probability t")
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, weight_decay=0.1, max_grad_norm=1.0)
+    eps: float = Field(1e-3, gt=0, le=1, description="smallest masking probability t")
+    optimizer: MaskedTrainingOptimizerConfig = MaskedTrainingOptimizerConfig()
 
 
 class ArchitectureConfig(Strict):
@@ -142,7 +154,7 @@ class RLConfig(Strict):
     algorithm: Literal["diffu_grpo"] = "diffu_grpo"
     steps: NonNegativeInt = Field(640, description="outer steps: generate, score, mu updates, publish")
     prompts_per_step: PositiveInt = 16
-    group_size: Annotated[int, Field(ge=2)] = 6
+    group_size: Annotated[int, Field(strict=True, ge=2)] = 6
     mu: PositiveInt = Field(12, description="inner updates per batch of rollouts")
     epsilon: PositiveFloat = Field(0.5, description="PPO clip range")
     beta: NonNegativeFloat = Field(0.04, description="weight of the k3 KL to the reference")
@@ -161,13 +173,19 @@ class RLConfig(Strict):
     keep_checkpoints: PositiveInt = 2
 
 
+class EvaluationSamplerConfig(SamplerConfig):
+    """Greedy unless asked otherwise."""
+
+    temperature: NonNegativeFloat = Field(0.0, description="0 is greedy")
+
+
 class EvaluationConfig(Strict):
     """Validation chooses the checkpoint; test only reports. Greedy, as d1 evaluates."""
 
     examples: PositiveInt = Field(1024, description="test examples of the final table")
     validation_examples: PositiveInt = 256
     batch_size: PositiveInt = 64
-    sampling: SamplerConfig = SamplerConfig(temperature=0.0)
+    sampling: EvaluationSamplerConfig = EvaluationSamplerConfig()
 
 
 class ClusterConfig(Strict):
@@ -254,7 +272,9 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         try:
             _set(values, key, yaml.safe_load(text))
         except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: {text!r} is not a YAML value ({' '.join(str(error).split())})") from error
+            raise ConfigError(
+                f"{key}: {text!r} is not a YAML value ({' '.join(str(error).split())})"
+            ) from error
     return values
 
 
@@ -291,14 +311,13 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for name in parents:
-        child = values.setdefault(name, {})
-        if child is None:
-            child = values[name] = {}
-        if isinstance(child, list) and last.isdigit():
+        child = values.get(name)
+        if isinstance(child, list):
             raise ConfigError(f"{key}: lists are replaced whole, e.g. {name}=[...]")
-        if not isinstance(child, dict):
+        if not isinstance(child, dict | None):
             raise ConfigError(f"{key}: {name} is a value, not a group of settings")
-        values = child
+        values[name] = dict(child or {})  # a copy: YAML anchors make one dict of several groups
+        values = values[name]
     values[last] = value
 
 

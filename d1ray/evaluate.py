@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +16,7 @@ from d1ray.rl.rollout import Prompt, Request
 from d1ray.summary import Verdict
 from d1ray.tasks import Example
 
-Tokenizer = PreTrainedTokenizerBase
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from d1ray.config import Config, MaskedTrainingConfig
 from d1ray.diffusion import MaskedDiffusionLoss, noised_inputs
 from d1ray.interrupt import Interrupt, Interrupted
 from d1ray.models import LLaDA, encode_completion, encode_prompt, load_model, load_tokenizer, save_model
-from d1ray.progress import Progress
+from d1ray.progress import Progress, Stage
 from d1ray.rl.optimizer import adamw, learning_rate, optimizer_step
 from d1ray.run_folder import RunFolder
 from d1ray.tasks.source import Data, open_data
@@ -45,7 +45,12 @@ class Phase:
 
 
 def train_phases(
-    config: Config, phases: Sequence[Phase], start: Path, run: RunFolder, progress: Progress, interrupt: Interrupt
+    config: Config,
+    phases: Sequence[Phase],
+    start: Path,
+    run: RunFolder,
+    progress: Progress,
+    interrupt: Interrupt,
 ) -> None:
     """Trains ``phases`` in turn from the model folder ``start``.
 
@@ -56,7 +61,7 @@ def train_phases(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     c = config.cluster
-    bulletin = Bulletin.remote()
+    bulletin = ray.remote(num_cpus=0)(Bulletin).remote()
     resources = {"CPU": c.sft_worker_cpus} | ({"GPU": c.sft_worker_gpus} if c.sft_worker_gpus else {})
     trainer = TorchTrainer(
         train_worker,
@@ -67,7 +72,9 @@ def train_phases(
             "checkpoints": run.checkpoints / "sft",
             "bulletin": bulletin,
         },
-        torch_config=TorchConfig(backend="nccl" if c.sft_worker_gpus else "gloo", timeout_s=int(c.deadline_s)),
+        torch_config=TorchConfig(
+            backend="nccl" if c.sft_worker_gpus else "gloo", timeout_s=int(c.deadline_s)
+        ),
         scaling_config=ScalingConfig(
             num_workers=c.sft_workers, use_gpu=c.sft_worker_gpus > 0, resources_per_worker=resources
         ),
@@ -108,7 +115,8 @@ def follow(
     by_number = {phase.number: phase for phase in phases}
     last_row = time.monotonic()
     with ExitStack() as stack:
-        shown, stage = -1, None
+        shown: int = -1
+        stage: Stage | None = None
         while True:
             running = fitting.is_alive()
             for row in ray.get(bulletin.read.remote(), timeout=deadline_s):
@@ -117,8 +125,11 @@ def follow(
                 if phase.number != shown:
                     stack.close()
                     shown = phase.number
-                    stage = stack.enter_context(progress.stage(phase.stage, phase.config.steps, row["step"] - 1))
+                    stage = stack.enter_context(
+                        progress.stage(phase.stage, phase.config.steps, row["step"] - 1)
+                    )
                 run.log(row)
+                assert stage is not None
                 stage.update(row["step"], row)
             if not running:
                 return
@@ -152,7 +163,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         first = position["step"] if resumed else 0
         loss_module = prepare_model(MaskedDiffusionLoss(model))
         optimizer = adamw(model, phase.config.optimizer)
-        if resumed:
+        if resume and resumed:
             checkpoint.restore_optimizer(optimizer, checkpoint.load_tensors(resume, "optimizer"))
         for step in range(first, phase.config.steps):
             row = training_step(loss_module, model, optimizer, tokenizer, data, config, phase, step)
@@ -160,7 +171,9 @@ def train_worker(settings: dict[str, Any]) -> None:
                 if rank == 0:
                     tensors = {"optimizer": checkpoint.optimizer_tensors(optimizer)}
                     state = {"phase": phase.number, "step": step + 1}
-                    checkpoint.save(settings["checkpoints"], step + 1, model, tokenizer, tensors, state, keep=1)
+                    checkpoint.save(
+                        settings["checkpoints"], step + 1, model, tokenizer, tensors, state, keep=1
+                    )
                 return
         if rank == 0 and phase.save_to is not None:
             save_model(model, phase.save_to, tokenizer)
@@ -187,7 +200,9 @@ def training_step(
         prompt, completion = demonstration(data, tokenizer, config, phase, index, model.config.eos_token_id)
         prompts.append(prompt)
         completions.append(completion)
-    inputs = noised_inputs(model, prompts, completions, phase.config.eps, config.seed, phase.number, step, rank)
+    inputs = noised_inputs(
+        model, prompts, completions, phase.config.eps, config.seed, phase.number, step, rank
+    )
     loss = loss_module(*inputs) / (size * length)
     (loss * world).backward()  # DDP averages over the workers
     optimizer_config = phase.config.optimizer

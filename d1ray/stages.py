@@ -19,7 +19,15 @@ from d1ray.errors import ConfigError
 from d1ray.evaluate import Evaluation, evaluate, held_out_prompts
 from d1ray.interrupt import Interrupt, Interrupted
 from d1ray.memory import PeakMemory
-from d1ray.models import LLaDA, LLaDAConfig, character_tokenizer, initialise, load_tokenizer, read_config, save_model
+from d1ray.models import (
+    LLaDA,
+    LLaDAConfig,
+    character_tokenizer,
+    initialise,
+    load_tokenizer,
+    read_config,
+    save_model,
+)
 from d1ray.progress import Progress, duration
 from d1ray.rl.rollout import Prompt
 from d1ray.run_folder import RunFolder
@@ -83,7 +91,9 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         print_places(console, run, list(stages.values())[-1])
 
 
-def supervised_stages(config: Config, run: RunFolder, progress: Progress, interrupt: Interrupt) -> dict[str, Path]:
+def supervised_stages(
+    config: Config, run: RunFolder, progress: Progress, interrupt: Interrupt
+) -> dict[str, Path]:
     """The model folders of "base" and, where the recipe has it, "sft"; trained unless they exist already."""
     stages = {"base": (config.model.path or run.models / "base").absolute()}
     start, phases = stages["base"], []
@@ -137,9 +147,11 @@ def evaluate_stages(
     return [summary.summarise(name, task, e.verdicts) for name, e in evaluations.items()], evaluations
 
 
-def sample_completions(tests: list[Prompt], evaluations: dict[str, Evaluation], count: int = 3) -> list[Sample]:
+def sample_completions(
+    tests: list[Prompt], evaluations: dict[str, Evaluation], count: int = 3
+) -> list[Sample]:
     """A few test examples with the completions of the first and of the last stage."""
-    before, after = list(evaluations.values())[0], list(evaluations.values())[-1]
+    before, after = next(iter(evaluations.values())), list(evaluations.values())[-1]
     return [
         Sample(
             tests[i].example.prompt,
@@ -160,7 +172,9 @@ def phase_shares(metrics: list[dict[str, Any]]) -> dict[str, float]:
     return {phase: seconds / whole for phase, seconds in totals.items()} if whole else {}
 
 
-def print_costs(console: Console, memory: PeakMemory, seconds: dict[str, float], shares: dict[str, float]) -> None:
+def print_costs(
+    console: Console, memory: PeakMemory, seconds: dict[str, float], shares: dict[str, float]
+) -> None:
     """Peak memory, wall time by part, and where the actors' time of diffu-GRPO went."""
     console.print(f"Peak memory: {memory.peak_bytes / 2**30:.2f} GiB in {memory.peak_processes} processes")
     console.print("Wall time: " + ", ".join(f"{part} {duration(s)}" for part, s in seconds.items()))
@@ -170,7 +184,12 @@ def print_costs(console: Console, memory: PeakMemory, seconds: dict[str, float],
 
 def print_places(console: Console, run: RunFolder, model: Path) -> None:
     """Where the run folder, the model, the checkpoints and the curves are."""
-    places = {"Run folder": run.path, "Model": model, "Checkpoints": run.checkpoints, "Curves": run.curves_path}
+    places = {
+        "Run folder": run.path,
+        "Model": model,
+        "Checkpoints": run.checkpoints,
+        "Curves": run.curves_path,
+    }
     for name, path in places.items():
         console.print(f"{name + ':':<12} {path}", soft_wrap=True)
 

@@ -76,13 +76,15 @@ def reinforce(
         return {"validation_solved": share}
 
     def save() -> None:
-        ray.get(learner.save_checkpoint.remote(root, state.step, {"driver": asdict(state)}), timeout=deadline_s)
+        ray.get(
+            learner.save_checkpoint.remote(root, state.step, {"driver": asdict(state)}), timeout=deadline_s
+        )
 
     try:
         with progress.stage("diffu-GRPO", rl.steps, state.step) as stage:
             policy = publish()
             if state.step == 0:
-                run.log({"stage": "rl", "step": 0} | validate(policy))
+                run.log({"stage": "rl", "step": 0, **validate(policy)})
             started_prompts = state.cursor
             while state.step < rl.steps:
                 started = time.perf_counter()
@@ -106,7 +108,7 @@ def reinforce(
                     metrics |= validate(policy)
                 if state.step % rl.checkpoint_every == 0 or state.step == rl.steps:
                     save()
-                run.log({"stage": "rl", "step": state.step} | metrics)
+                run.log({"stage": "rl", "step": state.step, **metrics})
                 stage.update(state.step, metrics)
     except KeyboardInterrupt:
         save()
@@ -119,7 +121,7 @@ def reinforce(
 def start_learner(config: Config, start: Path, resume: Path | None) -> ActorHandle:
     """The learner actor, from a model folder or a checkpoint."""
     c = config.cluster
-    options = Learner.options(num_cpus=c.learner_cpus, num_gpus=c.learner_gpus)
+    options = ray.remote(Learner).options(num_cpus=c.learner_cpus, num_gpus=c.learner_gpus)
     return options.remote(start, resume, config.rl, config.seed, c.learner_threads, c.deadline_s)
 
 
@@ -156,9 +158,13 @@ def publisher(
 def rollout_metrics(groups: list[Call], policy: PolicyRef, buffer: RolloutBuffer) -> dict[str, Any]:
     """Means and sums over a step's groups; seconds are actor-seconds."""
     meta = [group.metadata for group in groups]
-    completions = [(c, p, f) for m in meta for c, p, f in zip(m["correct"], m["partial"], m["formatted"], strict=True)]
+    completions = [
+        (c, p, f) for m in meta for c, p, f in zip(m["correct"], m["partial"], m["formatted"], strict=True)
+    ]
     n, tokens = len(completions), sum(m["tokens"] for m in meta)
-    seconds = {f"seconds_{k}": sum(m[f"seconds_{k}"] for m in meta) for k in ("load", "generate", "logprob", "score")}
+    seconds = {
+        f"seconds_{k}": sum(m[f"seconds_{k}"] for m in meta) for k in ("load", "generate", "logprob", "score")
+    }
     return {
         "solved": sum(c for c, _, _ in completions) / n,
         "cell": sum(p for _, p, _ in completions) / n,

@@ -8,8 +8,8 @@ from d1ray.diffusion.sampler import Samples, sample
 
 __all__ = [
     "MaskedDiffusionLoss",
-    "Samples",
     "SamplerConfig",
+    "Samples",
     "View",
     "forward_process",
     "noised_inputs",

@@ -1,13 +1,18 @@
 """Ragged prompts as one rectangle: left padding, so that every completion starts at the same column."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Ids = Sequence[int] | NDArray[np.integer[Any]]
 
 
 def pad_prompts(
-    prompts: Sequence[Sequence[int]], completion_length: int, pad_id: int, device: torch.device
+    prompts: Sequence[Ids], completion_length: int, pad_id: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """Left-pads prompts to the longest.
 

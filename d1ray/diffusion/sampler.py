@@ -70,7 +70,9 @@ def sample(
         denoising = _Denoising(model, prompts, config, seeds)
         while len(denoising.active):
             denoising.step()
-    return Samples(denoising.tokens[:, -config.gen_length :], denoising.step_map, denoising.logps, denoising.steps)
+    return Samples(
+        denoising.tokens[:, -config.gen_length :], denoising.step_map, denoising.logps, denoising.steps
+    )
 
 
 class _Denoising:
@@ -145,6 +147,8 @@ class _Denoising:
         """
         logits[:, self.model.config.mask_token_id] = -torch.inf
         logps = logits.log_softmax(-1)
+        if logps[:, 0].isnan().any():  # one NaN or +inf logit makes the whole row NaN
+            raise FloatingPointError("the model returns NaN logits; check its weights and dtype")
         if self.config.temperature == 0:
             proposal = logits.argmax(-1)
         else:
@@ -155,10 +159,7 @@ class _Denoising:
             total = cdf[:, -1]
             target = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
             proposal = torch.searchsorted(cdf, target[:, None], right=True).squeeze(1)
-        logp = logps.gather(1, proposal[:, None]).squeeze(1)
-        if logp.isnan().any():
-            raise FloatingPointError("the model returns NaN logits; check its weights and dtype")
-        return proposal, logp
+        return proposal, logps.gather(1, proposal[:, None]).squeeze(1)
 
     def _advance(self, rows: Tensor, positions: Tensor) -> None:
         """Moves rows with a finished block to the next one; rows that are done leave the batch."""

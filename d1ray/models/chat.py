@@ -27,7 +27,9 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, length: int
     """
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     if len(ids) > length:
-        raise ValueError(f"the completion has {len(ids)} tokens, more than data.max_completion_length={length}")
+        raise ValueError(
+            f"the completion has {len(ids)} tokens, more than data.max_completion_length={length}"
+        )
     return ids + [eos_id] * (length - len(ids))
 
 

@@ -16,6 +16,23 @@ from d1ray.models.llada import LLaDA, LLaDAConfig
 
 WEIGHTS = "model.safetensors"
 
+# What LLaDA's config.json can ask for, and this implementation does one way.
+ONLY: dict[str, object] = {
+    "model_type": "llada",
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "attention_layer_norm": False,
+    "input_emb_norm": False,
+    "rope": True,
+    "rope_full_precision": True,
+    "alibi": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "weight_tying": False,
+    "scale_logits": False,
+}
+
 
 def save_model(model: LLaDA, folder: Path | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Writes ``config.json`` with LLaDA's field names, ``model.safetensors`` and the tokenizer.
@@ -26,17 +43,9 @@ def save_model(model: LLaDA, folder: Path | str, tokenizer: PreTrainedTokenizerB
     folder = final.with_name(f".{final.name}.writing")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    config = {k: v for k, v in asdict(model.config).items() if v is not None} | {
-        "model_type": "llada",
+    config = {k: v for k, v in asdict(model.config).items() if v is not None} | ONLY
+    config |= {
         "architectures": ["LLaDAModelLM"],
-        "block_type": "llama",
-        "activation_type": "silu",
-        "layer_norm_type": "rms",
-        "rope": True,
-        "rope_full_precision": True,
-        "include_bias": False,
-        "include_qkv_bias": False,
-        "weight_tying": False,
         "embedding_size": model.config.vocab_size,
         "torch_dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
@@ -62,11 +71,15 @@ def read_config(folder: Path | str) -> LLaDAConfig:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if config.get("model_type") != "llada":
-        raise ModelError(f"{path}: model_type is {config.get('model_type')!r}; supported: 'llada'")
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    for key, supported in ONLY.items():
+        found = config.get(key, None if key == "model_type" else supported)
+        if found != supported:
+            raise ModelError(f"{path}: {key} is {found!r}; supported: {supported!r}")
     known = {field.name for field in fields(LLaDAConfig)}
     try:
-        return LLaDAConfig(**{k: v for k, v in config.items() if k in known})
+        return LLaDAConfig(**{k: v for k, v in config.items() if k in known and v is not None})
     except TypeError as error:
         raise ModelError(f"{path}: {error}".replace("LLaDAConfig.__init__() ", "")) from error
 

@@ -107,6 +107,25 @@ class Block(nn.Module):
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
 
+class Transformer(nn.Module):
+    """Embedding, blocks, final norm and vocabulary projection, by the checkpoint's names."""
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.ln_f = RMSNorm(config.d_model, config.rms_norm_eps)
+        self.ff_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+
+class Body(nn.Module):
+    """Only a name: the checkpoint's parameters begin with ``model.transformer``."""
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__()
+        self.transformer = Transformer(config)
+
+
 class LLaDA(nn.Module):
     """The LLaDA network. ``forward`` gives logits; samplers and likelihoods use ``hidden`` and ``head``
     so that the vocabulary projection runs only where it is needed."""
@@ -114,15 +133,7 @@ class LLaDA(nn.Module):
     def __init__(self, config: LLaDAConfig):
         super().__init__()
         self.config = config
-        self.model = nn.Module()
-        self.model.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.d_model),
-                "blocks": nn.ModuleList(Block(config) for _ in range(config.n_layers)),
-                "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
-                "ff_out": nn.Linear(config.d_model, config.vocab_size, bias=False),
-            }
-        )
+        self.model = Body(config)
 
     def hidden(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
@@ -146,15 +157,15 @@ class LLaDA(nn.Module):
             else:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         cos, sin = rotary_angles(position_ids, self.config.head_size, self.config.rope_theta)
-        x = transformer["wte"](input_ids)
-        for block in transformer["blocks"]:
+        x = transformer.wte(input_ids)
+        for block in transformer.blocks:
             x = block(x, cos, sin, attendable)
-        normed: Tensor = transformer["ln_f"](x)
+        normed: Tensor = transformer.ln_f(x)
         return normed
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden states ``[..., d]``."""
-        logits: Tensor = self.model.transformer["ff_out"](hidden)
+        logits: Tensor = self.model.transformer.ff_out(hidden)
         return logits
 
     def forward(

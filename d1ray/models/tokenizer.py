@@ -55,6 +55,8 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     """
     folder = Path(folder)
     if not (folder / "tokenizer_config.json").exists():
-        raise ModelError(f"{folder} holds no tokenizer_config.json; copy the tokenizer files beside the model")
+        raise ModelError(
+            f"{folder} holds no tokenizer_config.json; copy the tokenizer files beside the model"
+        )
     loaded: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return loaded

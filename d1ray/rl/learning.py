@@ -23,7 +23,11 @@ def learn(
         Without any group left after skipping, no update is made and ``updates`` is 0.
     """
     informative = np.flatnonzero((batch.advantages != 0).any(dim=1).cpu().numpy())
-    metrics = {"groups_with_advantage": len(informative) / len(batch.prompts), "updates": 0.0, "nonfinite": 0.0}
+    metrics = {
+        "groups_with_advantage": len(informative) / len(batch.prompts),
+        "updates": 0.0,
+        "nonfinite": 0.0,
+    }
     if config.skip_zero_advantage:
         batch = batch.select(informative)
     if not batch.prompts:

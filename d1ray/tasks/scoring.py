@@ -29,7 +29,9 @@ def score_rollouts(table: pa.Table, task: Task) -> pa.Table:
     examples = [example_from_json(task.name, text) for text in table["example"].to_pylist()]
     scores = [task.score(e, text) for e, text in zip(examples, table["text"].to_pylist(), strict=True)]
     columns = _columns(scores, time.perf_counter() - started)
-    return pa.table({**{name: table[name] for name in schema.GENERATED.names}, **columns}, schema=schema.SCORED)
+    return pa.table(
+        {**{name: table[name] for name in schema.GENERATED.names}, **columns}, schema=schema.SCORED
+    )
 
 
 def _columns(scores: list[Score], seconds: float) -> dict[str, list[object]]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from d1ray import checkpoint, schema
 from d1ray.config import Config, load_config
 from d1ray.diffusion import MaskedDiffusionLoss
-from d1ray.interrupt import Interrupt, Interrupted
+from d1ray.interrupt import Interrupted
 from d1ray.models import load_model, load_tokenizer, save_model
 from d1ray.progress import Progress
 from d1ray.rl.optimizer import adamw
@@ -48,7 +48,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert config.model.make is not None
     make_model(config.model.make, 0, folder)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    phase = Phase("pretrain", 0, config.model.make.pretraining[0].model_copy(update={"steps": 80, "batch_size": 32}))
+    phase = Phase(
+        "pretrain", 0, config.model.make.pretraining[0].model_copy(update={"steps": 80, "batch_size": 32})
+    )
     loss, optimizer = MaskedDiffusionLoss(model), adamw(model, phase.config.optimizer)
     data = open_data(config.task, None, 0)
     for step in range(phase.config.steps):
@@ -113,7 +115,9 @@ def test_one_step_and_a_resumed_second_give_bit_identical_weights(
     interrupted = checkpoint.latest(tmp_path / "run" / "checkpoints" / "rl")
     assert interrupted is not None and interrupted.name == "step-00001"
     assert identical(reinforced(config), two_steps["weights"])
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [0, 1, 2]
 
 
