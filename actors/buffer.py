@@ -101,22 +101,22 @@ class RolloutBuffer:
             call = self.waiting.popleft()
             call.attempts += 1
             call.generator = generator
-            call.scorer = min(range(len(self.scorers.actors)), key=self.scorers.in_flight.__getitem__)
+            call.scorer = self.scorers.least_busy()
             generated = self.generators.call(generator, "generate", call.request, call.policy)
             call.table, done = self.scorers.call(call.scorer, "score", *generated)
             self.running[done] = call
 
     def _collect(self, timeout_s: float) -> int:
         """Handles calls that have ended; returns how many groups became ready."""
-        if not self.running:
+        if not self.running:  # another buffer's calls keep the generators busy
+            self.generators.wait(timeout_s)
+            self._dispatch()
             return 0
         done, _ = ray.wait(list(self.running), num_returns=1, timeout=timeout_s, fetch_local=True)
         more, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0) if done else ([], [])
         finished = 0
         for ref in {*done, *more}:
             call = self.running.pop(ref)
-            self.generators.done(call.generator)
-            self.scorers.done(call.scorer)
             try:
                 call.metadata = ray.get(ref, timeout=30)
                 self.ready.append(call)

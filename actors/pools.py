@@ -24,9 +24,9 @@ class Pools:
         )
         scorer = ray.remote(Scorer).options(num_cpus=c.scorer_cpus, max_restarts=-1)
         self.generators = Pool(
-            lambda: generator.remote(folder, c.generator_threads, c.deadline_s), c.generators
+            lambda: generator.remote(folder, c.generator_threads, c.deadline_s), c.generators, depth=2
         )
-        self.scorers = Pool(lambda: scorer.remote(config.task), c.scorers, depth=c.generators * 2)
+        self.scorers = Pool(lambda: scorer.remote(config.task), c.scorers, depth=2)
 
     def close(self) -> None:
         self.generators.close()

@@ -106,6 +106,7 @@ class ArchitectureConfig(Strict):
     n_heads: PositiveInt = 4
     mlp_hidden_size: PositiveInt = 384
     max_sequence_length: PositiveInt = 256
+    rope_theta: PositiveFloat = 500_000.0
     pretraining: tuple[MaskedTrainingConfig, ...] = ()
 
     @model_validator(mode="after")
@@ -328,7 +329,7 @@ def _explain(fault: Any) -> str:
         siblings = _fields_at(location[:-1])
         return f"unknown key {key}{_suggestion(location[-1], siblings)}"
     message = fault["msg"].removeprefix("Value error, ")
-    if key == "task":
+    if key == "task" and fault["type"] == "value_error":
         return message  # written by the task, with the key
     found = "" if isinstance(fault["input"], dict | BaseModel) else f" (got {fault['input']!r})"
     return f"{key}: {message}{found}" if key else f"{message}{found}"

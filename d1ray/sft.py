@@ -194,14 +194,27 @@ def training_step(
     started = time.perf_counter()
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     size, length = phase.config.batch_size, config.data.max_completion_length
-    prompts, completions = [], []
-    for row in range(rank, size, world):
-        index = demonstration_index(config.seed, phase, step * size + row)
-        prompt, completion = demonstration(data, tokenizer, config, phase, index, model.config.eos_token_id)
-        prompts.append(prompt)
-        completions.append(completion)
+    rows = range(rank, size, world)
+    pairs = [
+        demonstration(
+            data,
+            tokenizer,
+            config,
+            phase,
+            demonstration_index(config.seed, phase, step * size + row),
+            model.config.eos_token_id,
+        )
+        for row in rows
+    ]
     inputs = noised_inputs(
-        model, prompts, completions, phase.config.eps, config.seed, phase.number, step, rank
+        model,
+        [prompt for prompt, _ in pairs],
+        [completion for _, completion in pairs],
+        phase.config.eps,
+        config.seed,
+        phase.number,
+        step,
+        rows=rows,
     )
     loss = loss_module(*inputs) / (size * length)
     (loss * world).backward()  # DDP averages over the workers

@@ -54,12 +54,16 @@ def noised_inputs(
     eps: float,
     seed: int,
     *counters: int,
+    rows: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """Arguments of ``MaskedDiffusionLoss.forward`` for B demonstrations of one completion length."""
+    """Arguments of ``MaskedDiffusionLoss.forward`` for B demonstrations of one completion length.
+
+    The noise is keyed by ``seed``, ``counters`` and the rows' indices in the whole batch, ``rows``.
+    """
     device = next(model.parameters()).device
     clean = torch.tensor(completions, dtype=torch.long)
     lengths = torch.full((len(clean),), clean.shape[1]).numpy()
-    levels, masked = forward_process(lengths, clean.shape[1], eps, seed, *counters)
+    levels, masked = forward_process(lengths, clean.shape[1], eps, seed, *counters, rows=rows)
     ids, attention_mask = pad_prompts(prompts, clean.shape[1], model.config.pad_token_id, device)
     hidden_positions, clean = torch.from_numpy(masked).to(device), clean.to(device)
     noised = clean.masked_fill(hidden_positions, model.config.mask_token_id)

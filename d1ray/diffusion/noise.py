@@ -1,5 +1,7 @@
 """Masking noise: the SFT forward process and the RL prompt masks, keyed by counters."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,7 +9,12 @@ from d1ray import rng
 
 
 def forward_process(
-    lengths: NDArray[np.int64], width: int, eps: float, seed: int, *counters: int
+    lengths: NDArray[np.int64],
+    width: int,
+    eps: float,
+    seed: int,
+    *counters: int,
+    rows: Sequence[int] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Noise of masked-diffusion training (LLaDA, arXiv 2502.09992, Eq. 3): one t per row.
 
@@ -19,14 +26,15 @@ def forward_process(
         eps: smallest masking probability, so that the 1/t' weight is bounded.
         seed: the run's seed.
         counters: position in the stream, e.g. phase and step.
+        rows: indices of these rows in the whole batch, when workers share it; by default all of it.
 
     Returns:
         t' ``[B]`` and the mask ``[B, L]``.
     """
     levels = np.empty(len(lengths), np.float32)
     masks = np.zeros((len(lengths), width), bool)
-    for row, length in enumerate(lengths):
-        draw = rng.generator(seed, "sft noise", *counters, row)
+    for row, (index, length) in enumerate(zip(rows or range(len(lengths)), lengths, strict=True)):
+        draw = rng.generator(seed, "sft noise", *counters, index)
         levels[row] = (1 - eps) * draw.random(dtype=np.float32) + eps
         masks[row, :length] = draw.random(int(length), dtype=np.float32) < levels[row]
     return levels, masks

@@ -1,0 +1,87 @@
+"""What the tests of the core share: one thread, and a tiny random LLaDA whose every weight is random."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from d1ray import rng
+from d1ray.models import LLaDA, LLaDAConfig, character_tokenizer, initialise
+
+torch.set_num_threads(1)
+
+EOS, MASK = 0, 1
+TINY = LLaDAConfig(
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    mlp_hidden_size=48,
+    vocab_size=20,
+    max_sequence_length=64,
+    mask_token_id=MASK,
+    eos_token_id=EOS,
+    pad_token_id=EOS,
+)
+
+
+@pytest.fixture
+def tiny_config():
+    return TINY
+
+
+@pytest.fixture
+def make_model():
+    """``make_model(seed, **config changes)``: norms are random too, or a test could not see them, and
+    attention is sharp enough that positions and neighbours tell in the output."""
+
+    def make(seed: int = 0, **changes) -> LLaDA:
+        model = initialise(LLaDA(replace(TINY, **changes)), seed).eval()
+        with torch.no_grad():
+            for index, (name, weight) in enumerate(model.named_parameters()):
+                if "wte" in name:
+                    weight *= 20
+                if "q_proj" in name or "attn_out" in name:
+                    weight *= 3
+                if "norm" in name or "ln_f" in name:
+                    weight += 0.3 * torch.from_numpy(
+                        rng.generator(seed, "test", index).standard_normal(weight.shape)
+                    )
+        return model
+
+    return make
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return character_tokenizer()
+
+
+@pytest.fixture
+def make_text_model(make_model, tokenizer):
+    """A tiny model that speaks the character tokenizer's ids."""
+
+    def make(seed: int = 0) -> LLaDA:
+        return make_model(
+            seed,
+            vocab_size=len(tokenizer),
+            mask_token_id=tokenizer.mask_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+
+    return make
+
+
+@pytest.fixture
+def llada_8b():
+    """The folder with LLaDA-8B's config.json and safetensors index (no weights)."""
+    folder = Path(__file__).parents[3] / "shared" / "models" / "llada-8b"
+    if not folder.is_dir():
+        pytest.skip(f"LLaDA-8B's config and index are not in {folder}")
+    return folder
