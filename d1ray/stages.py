@@ -51,9 +51,9 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         raise ConfigError("the recipe has no sft section; add one, or use `d1ray train`")
     assert config.run_dir is not None
     data = open_data(config.task, config.data.path, config.seed)
-    tokenizer = load_tokenizer(config.model.path) if config.model.path else character_tokenizer()
     if config.model.path:
         read_config(config.model.path)
+    tokenizer = load_tokenizer(config.model.path) if config.model.path else character_tokenizer()
     tests = held_out_prompts(
         tokenizer, data.examples("test", config.evaluation.examples), config.data.max_prompt_length
     )

@@ -41,7 +41,7 @@ def test_every_position_is_masked_equally_often(noise):
 
 def test_weighting_by_one_over_t_counts_every_token_once(noise):
     levels, masked = noise
-    # E[sum mask / t'] = L; its variance is L E[1/t' - 1] = 50 (ln 1000 - 1) = 295, so the mean of 4,000 has .27.
+    # E[sum mask / t'] = L; its variance is L E[1/t' - 1] = 50 (ln 1000 - 1) = 295: the mean of 4,000 has .27.
     assert (masked.sum(axis=1) / levels).mean() == pytest.approx(LENGTH, abs=4 * 0.27)
 
 
@@ -57,6 +57,15 @@ def test_a_rows_noise_does_not_depend_on_the_rows_beside_it():
     more_levels, more_masked = forward_process(np.full(7, 8), 8, EPS, 0, 5)
     assert (levels == more_levels[:3]).all()
     assert (masked == more_masked[:3]).all()
+
+
+def test_workers_that_share_a_batch_draw_the_whole_batchs_noise():
+    levels, masked = forward_process(np.full(5, 8), 8, EPS, 0, 5)
+    for rank in range(2):
+        rows = range(rank, 5, 2)
+        own_levels, own_masked = forward_process(np.full(len(rows), 8), 8, EPS, 0, 5, rows=rows)
+        assert (own_levels == levels[rank::2]).all()
+        assert (own_masked == masked[rank::2]).all()
 
 
 @pytest.mark.parametrize("key", [(1, 5), (0, 6), (0, 5, 0)])

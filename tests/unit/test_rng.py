@@ -59,7 +59,7 @@ def test_another_process_with_other_hashes_draws_the_same_numbers():
 
 
 def test_first_draws_of_successive_counters_are_uniform():
-    # 10,000 generators, one draw each, in 10 equal bins: chi-square of 9 degrees is below 27.88 with p = .999.
+    # 10,000 generators, one draw each, 10 equal bins: chi-square of 9 degrees is below 27.88 with p = .999.
     draws = np.array([generator(0, "sampler", i).random() for i in range(10_000)])
     counts = np.histogram(draws, bins=10, range=(0, 1))[0]
     assert ((counts - 1000) ** 2 / 1000).sum() < 27.88

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -220,6 +221,18 @@ def test_positions_that_wait_are_drawn_anew_at_each_step(tiny_config):
     assert sum((counts[t] - n * p) ** 2 / (n * p) for t, p in EXPECTED[1.0].items()) < 16.27
 
 
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 2), (0.49, 2), (0.51, 3), (1 - 2**-24, 3)])
+def test_the_outermost_uniforms_still_draw_a_possible_token(tiny_config, monkeypatch, uniform, token):
+    # Tokens 2 and 3 have a half each; the first, the mask and the last one are impossible.
+    class Constant:
+        def random(self, size, dtype):
+            return np.full(size, uniform, dtype)
+
+    monkeypatch.setattr("d1ray.rng.generator", lambda *_: Constant())
+    model = Marginals(tiny_config, [[0.0, 9.0, 0.5, 0.5, 0.0]])
+    assert sample(model, [[7]], fixed(1, 1, 1, temperature=1.0), [0]).ids.tolist() == [[token]]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
 def test_log_probabilities_are_those_of_temperature_one(tiny_config, temperature):
     model = Marginals(tiny_config, [WEIGHTS])
@@ -253,7 +266,7 @@ def test_log_probabilities_are_of_the_context_at_the_time_of_the_commit(make_mod
 
 
 def test_a_block_with_an_eos_ends_the_row_without_further_forwards(tiny_config):
-    # Block 1 (positions 4-7) holds an EOS at 5; 6 and 7 still get their own tokens, block 2 is never denoised.
+    # Block 1 (positions 4-7) holds an EOS at 5; 6 and 7 still get their tokens, block 2 is never denoised.
     tokens = [2, 3, 4, 2, 3, EOS, 4, 2, 3, 3, 3, 3]
     model = Marginals(tiny_config, [sure(token) for token in tokens])
     samples = sample(model, [[7]], fixed(12, 12, 4, temperature=0), [0])
@@ -298,7 +311,7 @@ def test_a_prompt_may_hold_the_eos_pad_token(make_model):
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @pytest.mark.parametrize("token", [EOS, 5])
 def test_a_model_that_returns_nan_is_an_error(tiny_config, temperature, poison, token):
-    model = Marginals(tiny_config, [WEIGHTS + [1.0]])
+    model = Marginals(tiny_config, [[*WEIGHTS, 1.0]])
     model.logits[0, token] = poison
     with pytest.raises(FloatingPointError, match="NaN"):
         sample(model, [[7]], fixed(1, 1, 1, temperature=temperature), [0])

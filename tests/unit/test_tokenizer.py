@@ -74,7 +74,7 @@ def test_a_conversation_marks_every_turn(tokenizer):
 
 
 def test_a_prompt_over_the_limit_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="5 tokens, more than data.max_prompt_length=4"):
+    with pytest.raises(ValueError, match=r"5 tokens, more than data\.max_prompt_length=4"):
         encode_prompt(tokenizer, "123", limit=4)
 
 
@@ -86,7 +86,7 @@ def test_a_completion_is_padded_with_eos(tokenizer):
 
 
 def test_a_completion_that_does_not_fit_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="3 tokens, more than data.max_completion_length=2"):
+    with pytest.raises(ValueError, match=r"3 tokens, more than data\.max_completion_length=2"):
         encode_completion(tokenizer, "123", 2, tokenizer.eos_token_id)
 
 

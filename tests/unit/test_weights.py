@@ -1,0 +1,98 @@
+"""Weights in transit: what arrives is what was sent, and nobody else's memory is touched."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from d1ray.models.weights import bucket_names, copy_into, pack
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def pair(request, make_model):
+    return make_model(0).to(request.param), make_model(1).to(request.param)
+
+
+@pytest.mark.parametrize("limit", [1, 5000, 2**28])
+def test_a_model_sent_in_buckets_arrives_bit_for_bit(pair, limit):
+    sender, receiver = pair
+    for names in bucket_names(sender, limit):
+        copy_into(receiver, pack(sender, names))
+    sent, received = sender.state_dict(), receiver.state_dict()
+    assert all(torch.equal(sent[name], received[name]) for name in sent)
+
+
+def test_nan_payloads_and_signed_zeros_are_copied_as_bits(make_model):
+    sender, receiver = make_model(0), make_model(1)
+    with torch.no_grad():
+        sender.model.transformer.ln_f.weight[:3] = torch.tensor([float("nan"), -0.0, float("-inf")])
+    copy_into(receiver, pack(sender, list(sender.state_dict())))
+    bits = [m.model.transformer.ln_f.weight.view(torch.int32) for m in (sender, receiver)]
+    assert torch.equal(*bits)
+
+
+def test_every_name_is_in_exactly_one_bucket_in_order(model):
+    buckets = bucket_names(model, 6000)
+    assert [name for names in buckets for name in names] == list(model.state_dict())
+    assert len(buckets) > 2
+
+
+def test_no_bucket_exceeds_the_limit_unless_one_tensor_does(model):
+    # Matrices of 32 x 48 floats are 6,144 bytes: alone in their buckets at a limit of 6,000.
+    sizes = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
+    for names in bucket_names(model, 6000):
+        assert sum(sizes[name] for name in names) <= 6000 or len(names) == 1
+
+
+def test_consecutive_buckets_could_not_have_been_one(model):
+    sizes = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
+    buckets = bucket_names(model, 10_000)
+    for names, following in pairwise(buckets):
+        assert sum(sizes[name] for name in names) + sizes[following[0]] > 10_000
+
+
+def test_a_packed_bucket_does_not_follow_the_model(model):
+    name = "model.transformer.ln_f.weight"
+    bucket = pack(model, [name])
+    before = bucket[name].copy()
+    with torch.no_grad():
+        model.model.transformer.ln_f.weight += 1
+    assert (bucket[name] == before).all()
+
+
+def test_the_receiver_does_not_follow_the_bucket(make_model):
+    sender, receiver = make_model(0), make_model(1)
+    bucket = pack(sender, list(sender.state_dict()))
+    copy_into(receiver, bucket)
+    for data in bucket.values():
+        data[:] = 0
+    assert torch.equal(receiver.model.transformer.wte.weight, sender.model.transformer.wte.weight)
+
+
+def test_the_receivers_parameters_stay_the_same_objects(make_model):
+    # An optimiser or a compiled graph holds them.
+    sender, receiver = make_model(0), make_model(1)
+    parameters = {name: p.data_ptr() for name, p in receiver.named_parameters()}
+    copy_into(receiver, pack(sender, list(sender.state_dict())))
+    assert {name: p.data_ptr() for name, p in receiver.named_parameters()} == parameters
+
+
+def test_read_only_memory_is_enough(make_model):
+    sender, receiver = make_model(0), make_model(1)
+    bucket = pack(sender, list(sender.state_dict()))
+    for data in bucket.values():
+        data.flags.writeable = False
+    copy_into(receiver, bucket)
+    assert torch.equal(receiver.model.transformer.wte.weight, sender.model.transformer.wte.weight)
+
+
+def test_a_name_the_model_lacks_is_refused(model):
+    with pytest.raises(KeyError, match="nothing"):
+        copy_into(model, {"nothing": np.zeros(4, np.uint8)})
+
+
+@pytest.mark.parametrize("size", [64, 256])  # of 32 floats in 128 bytes: half (bf16 sent to fp32) and twice
+def test_a_tensor_of_another_size_is_refused(model, size):
+    with pytest.raises(RuntimeError):
+        copy_into(model, {"model.transformer.ln_f.weight": np.zeros(size, np.uint8)})
