@@ -118,21 +118,11 @@ class ArchitectureConfig(Strict):
         return self
 
 
-class LoraSettings(Strict):
-    """LoRA on names that exist in LLaDA (d1 effectively adapted q, k, v and up)."""
-
-    rank: PositiveInt = 128
-    alpha: PositiveInt = 64
-    dropout: Probability = Field(0.05, description="in SFT only: RL likelihoods are computed without dropout")
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "up_proj")
-
-
 class ModelConfig(Strict):
     """Where the model comes from: an existing Hugging Face folder, or an architecture to make."""
 
     path: Path | None = None
     make: ArchitectureConfig | None = None
-    lora: LoraSettings | None = Field(None, description="null: full fine-tuning")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -152,7 +142,6 @@ class DataConfig(Strict):
 class RLConfig(Strict):
     """diffu-GRPO (d1, Section 3 and Table 5)."""
 
-    algorithm: Literal["diffu_grpo"] = "diffu_grpo"
     steps: NonNegativeInt = Field(640, description="outer steps: generate, score, mu updates, publish")
     prompts_per_step: PositiveInt = 16
     group_size: Annotated[int, Field(strict=True, ge=2)] = 6

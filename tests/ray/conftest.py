@@ -2,13 +2,35 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
 import ray
+
+from d1ray.config import load_config
+from d1ray.diffusion import MaskedDiffusionLoss
+from d1ray.models import load_model, load_tokenizer, save_model
+from d1ray.rl.optimizer import adamw
+from d1ray.sft import Phase, training_step
+from d1ray.stages import make_model
+from d1ray.tasks.source import open_data
+
+SMALL = [
+    "sft=null",
+    "rl.prompts_per_step=4",
+    "rl.group_size=4",
+    "rl.mu=2",
+    "rl.validate_every=1",
+    "rl.checkpoint_every=1",
+    "rl.keep_checkpoints=10",
+    "evaluation.examples=16",
+    "evaluation.validation_examples=8",
+    "cluster.generator_cpus=0.25",
+    "cluster.deadline_s=120",
+]
 
 TIMEOUT_S = 300
 SESSION = "D1RAY_TEST_SESSION"  # marks every process that descends from this session, orphans included
@@ -73,3 +95,32 @@ def _processes_of(session: str) -> list[psutil.Process]:
         if ours and process.pid != os.getpid():
             found.append(process)
     return found
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned the answer format but not the puzzles: its rewards vary within a group."""
+    folder = tmp_path_factory.mktemp("model") / "start"
+    config = load_config("sudoku-tiny", ["model.make.d_model=64", "model.make.n_layers=2"])
+    assert config.model.make is not None
+    make_model(config.model.make, 0, folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    phase = Phase(
+        "pretrain", 0, config.model.make.pretraining[0].model_copy(update={"steps": 80, "batch_size": 32})
+    )
+    loss, optimizer = MaskedDiffusionLoss(model), adamw(model, phase.config.optimizer)
+    data = open_data(config.task, None, 0)
+    for step in range(phase.config.steps):
+        training_step(loss, model, optimizer, tokenizer, data, config, phase, step)
+    save_model(model, folder, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(start: Path) -> Callable[..., list[str]]:
+    """Overrides of `sudoku-tiny` for a run of seconds from ``start``: ``small_run(run_dir, *overrides)``."""
+
+    def overrides(run_dir: Path, *more: str) -> list[str]:
+        return [f"model.path={start}", "model.make=null", f"run_dir={run_dir}", *SMALL, *more]
+
+    return overrides

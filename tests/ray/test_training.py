@@ -1,8 +1,9 @@
 """The main loop on a real Ray cluster: results do not depend on who did the work, or on who died."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 import pyarrow.parquet as pq
@@ -14,52 +15,14 @@ from d1ray import checkpoint, schema
 from d1ray.config import Config, load_config
 from d1ray.diffusion import MaskedDiffusionLoss
 from d1ray.interrupt import Interrupted
-from d1ray.models import load_model, load_tokenizer, save_model
+from d1ray.models import load_model, load_tokenizer
 from d1ray.progress import Progress
 from d1ray.rl.optimizer import adamw
 from d1ray.run_folder import RunFolder
 from d1ray.sft import Phase, training_step
-from d1ray.stages import make_model, run_recipe, supervised_stages
+from d1ray.stages import run_recipe, supervised_stages
 from d1ray.tasks.source import open_data
 from d1ray.train import reinforce
-
-SMALL = [
-    "sft=null",
-    "rl.prompts_per_step=4",
-    "rl.group_size=4",
-    "rl.mu=2",
-    "rl.validate_every=1",
-    "rl.checkpoint_every=1",
-    "rl.keep_checkpoints=10",
-    "evaluation.examples=16",
-    "evaluation.validation_examples=8",
-    "cluster.generator_cpus=0.25",
-    "cluster.deadline_s=120",
-]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learned the answer format but not the puzzles: its rewards vary within a group."""
-    folder = tmp_path_factory.mktemp("model") / "start"
-    config = load_config("sudoku-tiny", ["model.make.d_model=64", "model.make.n_layers=2"])
-    assert config.model.make is not None
-    make_model(config.model.make, 0, folder)
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    phase = Phase(
-        "pretrain", 0, config.model.make.pretraining[0].model_copy(update={"steps": 80, "batch_size": 32})
-    )
-    loss, optimizer = MaskedDiffusionLoss(model), adamw(model, phase.config.optimizer)
-    data = open_data(config.task, None, 0)
-    for step in range(phase.config.steps):
-        training_step(loss, model, optimizer, tokenizer, data, config, phase, step)
-    save_model(model, folder, tokenizer)
-    return folder
-
-
-def config_of(start: Path, run_dir: Path, *overrides: str) -> Config:
-    source = [f"model.path={start}", "model.make=null", f"run_dir={run_dir}"]
-    return load_config("sudoku-tiny", [*source, *SMALL, *overrides])
 
 
 def reinforced(config: Config, interrupt: Any = lambda: False) -> dict[str, torch.Tensor]:
@@ -77,11 +40,21 @@ def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+ConfigOf: TypeAlias = Callable[..., Config]
+
+
 @pytest.fixture(scope="module")
-def two_steps(ray_cluster: None, start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def config_of(small_run: Callable[..., list[str]]) -> ConfigOf:
+    return lambda run_dir, *overrides: load_config("sudoku-tiny", small_run(run_dir, *overrides))
+
+
+@pytest.fixture(scope="module")
+def two_steps(
+    ray_cluster: None, config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """Two outer steps with one generator: the run the others are compared with."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    weights = reinforced(config_of(start, folder, "rl.steps=2", "cluster.generators=1"))
+    weights = reinforced(config_of(folder, "rl.steps=2", "cluster.generators=1"))
     return {"weights": weights, "folder": folder}
 
 
@@ -90,14 +63,14 @@ def test_diffu_grpo_changes_the_weights(two_steps: dict[str, Any], start: Path) 
 
 
 def test_three_generators_give_bit_identical_weights(
-    two_steps: dict[str, Any], start: Path, tmp_path: Path
+    two_steps: dict[str, Any], config_of: ConfigOf, tmp_path: Path
 ) -> None:
-    three = reinforced(config_of(start, tmp_path / "run", "rl.steps=2", "cluster.generators=3"))
+    three = reinforced(config_of(tmp_path / "run", "rl.steps=2", "cluster.generators=3"))
     assert identical(three, two_steps["weights"])
 
 
 def test_one_step_and_a_resumed_second_give_bit_identical_weights(
-    two_steps: dict[str, Any], start: Path, tmp_path: Path
+    two_steps: dict[str, Any], config_of: ConfigOf, tmp_path: Path
 ) -> None:
     # The schedule spans rl.steps, so the run is interrupted rather than configured shorter.
     asked = 0
@@ -107,7 +80,7 @@ def test_one_step_and_a_resumed_second_give_bit_identical_weights(
         asked += (tmp_path / "run" / "checkpoints" / "rl" / "step-00001").exists()
         return asked > 0
 
-    config = config_of(start, tmp_path / "run", "rl.steps=2", "cluster.generators=2")
+    config = config_of(tmp_path / "run", "rl.steps=2", "cluster.generators=2")
     with pytest.raises(Interrupted):
         reinforced(config, after_the_first_step)
     interrupted = checkpoint.latest(tmp_path / "run" / "checkpoints" / "rl")
@@ -121,9 +94,9 @@ def test_one_step_and_a_resumed_second_give_bit_identical_weights(
 
 @pytest.mark.parametrize("victim", ["Generator", "Scorer"])
 def test_killed_actors_are_replaced_with_bit_identical_weights(
-    two_steps: dict[str, Any], start: Path, tmp_path: Path, victim: str
+    two_steps: dict[str, Any], config_of: ConfigOf, tmp_path: Path, victim: str
 ) -> None:
-    config = config_of(start, tmp_path / "run", "rl.steps=2", "cluster.generators=2")
+    config = config_of(tmp_path / "run", "rl.steps=2", "cluster.generators=2")
     kills: list[int] = []
 
     def kill_the_first() -> bool:
@@ -153,10 +126,10 @@ def test_the_generators_log_probs_are_the_learners_at_lag_zero(two_steps: dict[s
 
 
 def test_per_completion_masks_and_overlap_run_through_the_same_loop(
-    ray_cluster: None, start: Path, tmp_path: Path
+    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path
 ) -> None:
     overrides = ["rl.steps=3", "rl.mask_scope=completion", "rl.staleness=1", "rl.reference_sync_updates=3"]
-    weights = reinforced(config_of(start, tmp_path / "run", *overrides))
+    weights = reinforced(config_of(tmp_path / "run", *overrides))
     assert not identical(weights, load_file(start / "model.safetensors"))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["policy_age"] for row in rows[1:]] == [0, 1, 1]
@@ -164,17 +137,12 @@ def test_per_completion_masks_and_overlap_run_through_the_same_loop(
 
 
 def test_every_stage_of_a_recipe_leaves_a_complete_run_folder(
-    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None, small_run: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     phase = "{steps: 3, batch_size: 8, optimizer: {learning_rate: 0.001}}"
-    overrides = [
-        f"model.make.pretraining=[{phase}]",
-        f"sft={phase}",
-        "rl.steps=1",
-        "cluster.sft_workers=2",
-        f"run_dir={tmp_path / 'run'}",
-    ]
-    run_recipe(load_config("sudoku-tiny", [*SMALL, *overrides]))
+    architecture = f"model.make={{max_sequence_length: 64, pretraining: [{phase}]}}"
+    made = ["model.path=null", architecture, f"sft={phase}", "rl.steps=1", "cluster.sft_workers=2"]
+    run_recipe(load_config("sudoku-tiny", small_run(tmp_path / "run", *made)))
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
     assert [row["stage"] for row in summary["rows"]] == ["base", "sft", "rl"]
@@ -198,15 +166,15 @@ def supervised(config: Config, interrupt: Any = lambda: False) -> dict[str, torc
     return load_file(stages["sft"] / "model.safetensors")
 
 
-def sft_config(start: Path, run_dir: Path, *overrides: str) -> Config:
+def sft_config(config_of: ConfigOf, run_dir: Path, *overrides: str) -> Config:
     sft = "sft={steps: 4, batch_size: 8, examples: 6, optimizer: {learning_rate: 0.001}}"
-    return config_of(start, run_dir, sft, *overrides)
+    return config_of(run_dir, sft, *overrides)
 
 
 def test_sft_on_two_workers_equals_plain_single_process_training(
-    ray_cluster: None, start: Path, tmp_path: Path
+    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path
 ) -> None:
-    config = sft_config(start, tmp_path / "run", "cluster.sft_workers=2")
+    config = sft_config(config_of, tmp_path / "run", "cluster.sft_workers=2")
     two = supervised(config)
     model, tokenizer = load_model(start), load_tokenizer(start)
     assert config.sft is not None
@@ -220,10 +188,10 @@ def test_sft_on_two_workers_equals_plain_single_process_training(
 
 
 def test_interrupted_sft_checkpoints_and_continues_bit_identically(
-    ray_cluster: None, start: Path, tmp_path: Path
+    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path
 ) -> None:
-    whole = supervised(sft_config(start, tmp_path / "whole"))
-    config = sft_config(start, tmp_path / "parts")
+    whole = supervised(sft_config(config_of, tmp_path / "whole"))
+    config = sft_config(config_of, tmp_path / "parts")
     with pytest.raises(Interrupted):
         supervised(config, lambda: True)
     stopped = checkpoint.latest(tmp_path / "parts" / "checkpoints" / "sft")

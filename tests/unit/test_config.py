@@ -8,7 +8,6 @@ import yaml
 from d1ray.config import (
     Config,
     EvaluationConfig,
-    LoraSettings,
     MaskedTrainingConfig,
     RLConfig,
     apply_overrides,
@@ -34,7 +33,6 @@ def test_the_defaults_are_d1s():
     assert (sampling.gen_length, sampling.steps, sampling.block_length) == (256, 128, 32)
     assert (sampling.temperature, sampling.decoding) == (0.9, "low_confidence")
     assert validated(minimal()).data.max_prompt_length == 200
-    assert (LoraSettings().rank, LoraSettings().alpha, LoraSettings().dropout) == (128, 64, 0.05)
     sft = MaskedTrainingConfig()
     assert (sft.optimizer.learning_rate, sft.eps) == (1e-5, 1e-3)
     assert EvaluationConfig().sampling.temperature == 0
@@ -74,7 +72,7 @@ def test_a_recipe_file_is_loaded_by_its_path(tmp_path):
         ("rl.optimizer.learning_rate=1e-4", lambda c: c.rl.optimizer.learning_rate, 1e-4),
         ("rl.optimizer.betas=[0.8, 0.9]", lambda c: c.rl.optimizer.betas, (0.8, 0.9)),
         ("rl.reference_sync_updates=null", lambda c: c.rl.reference_sync_updates, None),
-        ("model.lora.rank=4", lambda c: c.model.lora.rank, 4),  # of a group that was null
+        ("sft.steps=4", lambda c: c.sft.steps, 4),  # of a group that was null
         ("rl.sampling.decoding=threshold", lambda c: c.rl.sampling.decoding, "threshold"),
         ("about=a=b", lambda c: c.about, "a=b"),
         ("run_dir=/tmp/x", lambda c: c.run_dir, Path("/tmp/x")),
@@ -112,7 +110,6 @@ WRONG = [
     ("rll.steps=1", "unknown key rll; did you mean 'rl'?"),
     ("model.make.d_modle=8", "unknown key model.make.d_modle; did you mean 'd_model'?"),
     ("rl.sampling.temprature=1", "unknown key rl.sampling.temprature; did you mean 'temperature'?"),
-    ("model.lora={rnk: 2}", "unknown key model.lora.rnk; did you mean 'rank'?"),
     (
         "model.make.pretraining=[{stepss: 1}]",
         "unknown key model.make.pretraining.0.stepss; did you mean 'steps'",
