@@ -14,6 +14,7 @@ import ray
 
 from actors.policy import PolicyRef
 from actors.pool import Pool
+from d1ray.interrupt import Interrupted
 from d1ray.rl.rollout import Request
 
 ACTOR_LOST = (
@@ -27,7 +28,7 @@ class RolloutError(RuntimeError):
     """A rollout could not be had: the wait is over its deadline, or its call keeps failing."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One request under way: generate, then score."""
 
@@ -51,10 +52,11 @@ class RolloutBuffer:
     group id, so its result is the same; after ``attempts`` tries the error surfaces.
     """
 
-    def __init__(self, generators: Pool, scorers: Pool, slots: int, attempts: int = 5):
+    def __init__(self, generators: Pool, scorers: Pool, slots: int, deadline_s: float, attempts: int = 5):
         self.generators, self.scorers = generators, scorers
-        self.slots, self.attempts = slots, attempts
+        self.slots, self.deadline_s, self.attempts = slots, deadline_s, attempts
         self.taken = 0
+        self.started: list[Call] = []  # and not yet taken, in order
         self.waiting: deque[Call] = deque()
         self.running: dict[ray.ObjectRef, Call] = {}
         self.ready: list[Call] = []
@@ -66,35 +68,37 @@ class RolloutBuffer:
     def start(self, request: Request, policy: PolicyRef) -> None:
         """Takes a slot and generates ``request`` as soon as a generator is free."""
         self.taken += 1
-        self.waiting.append(Call(request, policy))
+        self.started.append(Call(request, policy))
+        self.waiting.append(self.started[-1])
         self._dispatch()
 
-    def take(
-        self, count: int, deadline_s: float, interrupted: Callable[[], bool] = lambda: False
-    ) -> list[Call]:
-        """Waits for ``count`` scored groups; returns them in group order.
+    def take(self, count: int, interrupted: Callable[[], bool] = lambda: False) -> list[Call]:
+        """Waits for the ``count`` groups that were started first; returns them in the order of their start.
 
-        Unblocked by scorers finishing. Their slots stay taken until ``release``.
+        Unblocked by scorers finishing. Which groups are taken does not depend on who is fast, so
+        overlapped runs are deterministic too. Their slots stay taken until ``release``.
 
         Raises:
             RolloutError: ``deadline_s`` passed without any group finishing; names groups and actors.
-            KeyboardInterrupt: ``interrupted()`` turned true.
+            Interrupted: ``interrupted()`` turned true.
         """
         last_progress = time.monotonic()
-        while len(self.ready) < count:
+        while any(call not in self.ready for call in self.started[:count]):
             if interrupted():
-                raise KeyboardInterrupt
+                raise Interrupted
             if self._collect(timeout_s=0.5):
                 last_progress = time.monotonic()
-            elif time.monotonic() - last_progress > deadline_s:
-                raise RolloutError(self._overdue(count, deadline_s))
-        self.ready.sort(key=lambda call: call.request.prompts[0].group_id)
-        taken, self.ready = self.ready[:count], self.ready[count:]
+            elif time.monotonic() - last_progress > self.deadline_s:
+                raise RolloutError(self._overdue(count))
+        taken, self.started = self.started[:count], self.started[count:]
+        self.ready = [call for call in self.ready if call not in taken]
         return taken
 
     def release(self, calls: list[Call]) -> None:
-        """Frees the slots of consumed groups; their tables leave the object store with the references."""
+        """Frees the slots of consumed groups and drops their tables' references."""
         self.taken -= len(calls)
+        for call in calls:
+            call.table = None
 
     def _dispatch(self) -> None:
         while self.waiting and (generator := self.generators.free()) is not None:
@@ -118,7 +122,7 @@ class RolloutBuffer:
         for ref in {*done, *more}:
             call = self.running.pop(ref)
             try:
-                call.metadata = ray.get(ref, timeout=30)
+                call.metadata = ray.get(ref, timeout=self.deadline_s)
                 self.ready.append(call)
                 finished += 1
             except ACTOR_LOST as error:
@@ -139,12 +143,12 @@ class RolloutBuffer:
             ) from error
         self.waiting.appendleft(call)
 
-    def _overdue(self, count: int, deadline_s: float) -> str:
+    def _overdue(self, count: int) -> str:
         where = ", ".join(
             f"{call.name} at generator {call.generator} / scorer {call.scorer} (try {call.attempts})"
             for call in list(self.running.values())[:4]
         )
         return (
-            f"no group finished within {deadline_s:g} s (cluster.deadline_s); {len(self.ready)} of {count} "
-            f"are ready, {len(self.waiting)} wait for a generator, under way: {where or 'none'}"
+            f"no group finished within {self.deadline_s:g} s (cluster.deadline_s); {len(self.ready)} of "
+            f"{count} are ready, {len(self.waiting)} wait for a generator, under way: {where or 'none'}"
         )

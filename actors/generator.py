@@ -1,6 +1,5 @@
 """Generator: samples rollouts under the policy it is handed."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ class Generator:
         seconds_load = time.perf_counter() - started
         reference = self.reference if policy.reference is not None else None
         table = generate(self.model, reference, self.tokenizer, request, policy.incarnation, policy.version)
-        return table, {"seconds_load": seconds_load, "pid": os.getpid()}
+        return table, {"seconds_load": seconds_load}
 
     def _load(self, role: str, model: LLaDA, incarnation: int, weights: Weights) -> None:
         wanted = (incarnation, weights.version, weights.folder)

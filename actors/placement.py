@@ -30,16 +30,19 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def check_resources(config: Config) -> None:
+def check_resources(config: Config, learner: bool) -> None:
     """Compares what each stage holds at once with what the cluster has.
+
+    Args:
+        learner: whether diffu-GRPO runs, or only its pools, for evaluation.
 
     Raises:
         ResourceError: names the resource, the amounts and the settings that ask for it.
     """
     available = ray.cluster_resources()
     supervised = config.sft is not None or config.model.make is not None
-    for stage in ["sft", "rl"] if supervised else ["rl"]:  # evaluation uses what "rl" does, less the learner
-        for resource, amount, asked in demands(config.cluster, stage):
+    for stage in ["sft", "rl"] if supervised else ["rl"]:
+        for resource, amount, asked in demands(config.cluster, stage, learner):
             found = available.get(resource, 0)
             if amount > found + 1e-9:
                 raise ResourceError(
@@ -48,7 +51,7 @@ def check_resources(config: Config) -> None:
                 )
 
 
-def demands(cluster: ClusterConfig, stage: str) -> list[tuple[str, float, str]]:
+def demands(cluster: ClusterConfig, stage: str, learner: bool) -> list[tuple[str, float, str]]:
     """(resource, amount, the settings that ask for it) of a stage, "sft" or "rl"."""
     c = cluster
     if stage == "sft":
@@ -56,17 +59,19 @@ def demands(cluster: ClusterConfig, stage: str) -> list[tuple[str, float, str]]:
             ("CPU", c.sft_workers * c.sft_worker_cpus, "cluster.sft_workers x cluster.sft_worker_cpus"),
             ("GPU", c.sft_workers * c.sft_worker_gpus, "cluster.sft_workers x cluster.sft_worker_gpus"),
         ]
-    return [
+    pools = [
         (
             "CPU",
-            c.generators * c.generator_cpus + c.scorers * c.scorer_cpus + c.learner_cpus,
-            f"{c.generators} cluster.generators x {c.generator_cpus:g} + {c.scorers} cluster.scorers x "
-            f"{c.scorer_cpus:g} + cluster.learner_cpus {c.learner_cpus:g}",
+            c.generators * c.generator_cpus + c.scorers * c.scorer_cpus,
+            f"{c.generators} cluster.generators x {c.generator_cpus:g} + "
+            f"{c.scorers} cluster.scorers x {c.scorer_cpus:g}",
         ),
-        (
-            "GPU",
-            c.generators * c.generator_gpus + c.learner_gpus,
-            f"{c.generators} cluster.generators x {c.generator_gpus:g} + "
-            f"cluster.learner_gpus {c.learner_gpus:g}",
-        ),
+        ("GPU", c.generators * c.generator_gpus, f"{c.generators} cluster.generators x {c.generator_gpus:g}"),
+    ]
+    if not learner:
+        return pools
+    learners = {"CPU": c.learner_cpus, "GPU": c.learner_gpus}
+    return [
+        (resource, amount + learners[resource], f"{asked} + a learner with {learners[resource]:g}")
+        for resource, amount, asked in pools
     ]

@@ -8,7 +8,7 @@ from ray.actor import ActorHandle
 
 
 class Pool:
-    """A fixed number of actors that Ray restarts without end.
+    """A fixed number of actors that Ray restarts without end, with the calls that were at them.
 
     A call is two return values: a large one that stays in the object store, and small metadata.
     At most ``depth`` calls are at an actor at a time, so that a slow one does not hoard work.

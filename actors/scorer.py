@@ -23,9 +23,7 @@ class Scorer:
         """
         scored = score_rollouts(table, self.task)
         return scored, generated | {
-            "incarnation": scored["incarnation"][0].as_py(),
             "policy_version": scored["policy_version"][0].as_py(),
-            "reward": float(np.mean(scored["reward"].to_numpy())),
             "correct": scored["correct"].to_pylist(),
             "partial": scored["partial"].to_pylist(),
             "formatted": scored["formatted"].to_pylist(),

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from d1ray.config import Config, load_config, recipe_names
+from d1ray.config import Config
 from d1ray.errors import UserError
+from d1ray.evaluation_config import evaluation_config, model_folder
 from d1ray.interrupt import Interrupted
+from d1ray.recipe import load_config, recipe_names
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -53,10 +55,13 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Complete and score held-out examples with a trained model."""
+    folder = model_folder(model)
+    config = evaluation_config(model.absolute(), folder, task, overrides or [])
+    prepare_local_ray(config)
+    from d1ray import summary
     from d1ray.evaluate_model import evaluate_model
 
-    result = evaluate_model(model, task, data, examples, overrides or [])
-    from d1ray import summary
+    result = evaluate_model(config, folder, data, examples)
 
     if as_json:
         print(json.dumps(summary.as_rows([result])[0]))
@@ -87,7 +92,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"d1ray: error: {error}", file=sys.stderr)
+        reason = getattr(error, "cause", error)  # Ray wraps a worker's error in its traceback
+        print(f"d1ray: error: {reason}", file=sys.stderr)
         sys.exit(2)
     except Interrupted:
         print(

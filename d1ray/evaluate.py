@@ -21,14 +21,10 @@ Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Verdicts in the order of the examples, the completions' texts, and sampling cost.
-
-    ``forwards_per_token`` is denoising forwards over completion tokens.
-    """
+    """Verdicts and completion texts in the order of the examples."""
 
     verdicts: list[Verdict]
     texts: list[str]
-    forwards_per_token: float
 
 
 def prompt_of(tokenizer: Tokenizer, example: Example, group_id: int, limit: int) -> Prompt:
@@ -50,26 +46,26 @@ def evaluate(
     """Completes and scores every prompt once with ``config.evaluation.sampling``.
 
     ``on_batch`` is told how many examples are done after each batch.
+
+    Raises:
+        Interrupted: ``interrupted()`` turned true.
     """
     size = config.evaluation.batch_size
     batches = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-    buffer = RolloutBuffer(pools.generators, pools.scorers, slots=len(batches))
+    buffer = RolloutBuffer(pools.generators, pools.scorers, len(batches), config.cluster.deadline_s)
     for batch in batches:
         buffer.start(Request(batch, 1, config.evaluation.sampling, config.seed), policy)
     calls = []
     for _ in batches:
-        calls += buffer.take(1, config.cluster.deadline_s, interrupted)
+        calls += buffer.take(1, interrupted)
         on_batch(sum(len(call.request.prompts) for call in calls))
-    calls.sort(key=lambda call: call.request.prompts[0].group_id)
     verdicts, texts = [], []
     for call in calls:
         m = call.metadata
         tags = [prompt.example.tags for prompt in call.request.prompts]
         verdicts += list(zip(m["correct"], m["partial"], m["formatted"], tags, strict=True))
         texts += m["texts"]
-    tokens = sum(call.metadata["tokens"] for call in calls)
-    forwards = sum(call.metadata["forwards"] for call in calls)
-    return Evaluation(verdicts, texts, forwards / tokens)
+    return Evaluation(verdicts, texts)
 
 
 def held_out_prompts(tokenizer: Tokenizer, examples: Sequence[Example], limit: int) -> list[Prompt]:

@@ -23,15 +23,16 @@ from d1ray.models import (
     LLaDA,
     LLaDAConfig,
     character_tokenizer,
+    check_weights,
     initialise,
     load_tokenizer,
-    read_config,
     save_model,
 )
 from d1ray.progress import Progress, duration
 from d1ray.rl.rollout import Prompt
 from d1ray.run_folder import RunFolder
-from d1ray.sft import Phase, train_phases
+from d1ray.sft import train_phases
+from d1ray.sft_worker import Phase
 from d1ray.summary import Sample, StageResult
 from d1ray.tasks.source import open_data
 from d1ray.train import reinforce
@@ -50,29 +51,33 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
     if last == "sft" and config.sft is None:
         raise ConfigError("the recipe has no sft section; add one, or use `d1ray train`")
     assert config.run_dir is not None
-    data = open_data(config.task, config.data.path, config.seed)
     if config.model.path:
-        read_config(config.model.path)
+        check_weights(config.model.path)
     tokenizer = load_tokenizer(config.model.path) if config.model.path else character_tokenizer()
-    tests = held_out_prompts(
-        tokenizer, data.examples("test", config.evaluation.examples), config.data.max_prompt_length
+    data = open_data(config.task, config.data.path, config.seed)
+    limit = config.data.max_prompt_length
+    tests = held_out_prompts(tokenizer, data.examples("test", config.evaluation.examples), limit)
+    validation = held_out_prompts(
+        tokenizer, data.examples("validation", config.evaluation.validation_examples), limit
     )
+    held_out_prompts(tokenizer, data.rows("train"), limit)  # a prompt that is too long is named now
+    reinforces = last == "rl" and config.rl is not None
     console = Console()
     clock = Clock()
     with connected(config.cluster):
-        check_resources(config)
+        check_resources(config, learner=reinforces)
         with (
-            RunFolder.open(config.run_dir.absolute(), config) as run,
+            RunFolder.open(config.run_dir, config) as run,
             PeakMemory() as memory,
             Interrupt() as interrupt,
             Progress(console) as progress,
         ):
             with clock.time("base and SFT"):
                 stages = supervised_stages(config, run, progress, interrupt)
-            if last == "rl" and config.rl is not None:
+            if reinforces:
                 with clock.time("diffu-GRPO"):
                     start = list(stages.values())[-1]
-                    reinforce(config, start, data, run, progress, interrupt)
+                    reinforce(config, start, data, validation, run, progress, interrupt)
                 stages["rl"] = run.models / "rl"
             with clock.time("evaluation"):
                 results, texts = evaluate_stages(config, stages, tests, progress, interrupt)
@@ -95,12 +100,12 @@ def supervised_stages(
     config: Config, run: RunFolder, progress: Progress, interrupt: Interrupt
 ) -> dict[str, Path]:
     """The model folders of "base" and, where the recipe has it, "sft"; trained unless they exist already."""
-    stages = {"base": (config.model.path or run.models / "base").absolute()}
+    stages = {"base": config.model.path or run.models / "base"}
     start, phases = stages["base"], []
     if config.model.make is not None and not start.exists():
         start = run.models / "initial"
         make_model(config.model.make, config.seed, start)
-        phases += [Phase("pretrain", n, c) for n, c in enumerate(config.model.make.pretraining)]
+        phases += [Phase(f"pretrain-{n + 1}", n, c) for n, c in enumerate(config.model.make.pretraining)]
         if phases:
             phases[-1] = replace(phases[-1], save_to=stages["base"])
         else:
@@ -151,11 +156,12 @@ def sample_completions(
     tests: list[Prompt], evaluations: dict[str, Evaluation], count: int = 3
 ) -> list[Sample]:
     """A few test examples with the completions of the first and of the last stage."""
+    fields = [prompt.example.fields for prompt in tests]
     before, after = next(iter(evaluations.values())), list(evaluations.values())[-1]
     return [
         Sample(
             tests[i].example.prompt,
-            str(tests[i].example.fields.get("solution", "")),
+            str(fields[i].get("solution") or fields[i].get("expression") or ""),
             before.texts[i],
             after.texts[i],
             before.verdicts[i][0],

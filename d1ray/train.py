@@ -6,25 +6,23 @@ the step then updates; with more, slots for later steps fill while the learner l
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.actor import ActorHandle
-
 from actors.buffer import Call, RolloutBuffer
-from actors.learner import Learner
-from actors.policy import PolicyRef, Weights
+from actors.learner_handle import LearnerHandle
+from actors.policy import PolicyRef
 from actors.pools import Pools
 from d1ray import checkpoint
 from d1ray.config import Config, RLConfig
-from d1ray.evaluate import Tokenizer, evaluate, held_out_prompts, prompt_of
-from d1ray.interrupt import Interrupt, Interrupted
+from d1ray.evaluate import Tokenizer, evaluate, prompt_of
+from d1ray.interrupt import Interrupted
 from d1ray.models import load_tokenizer
-from d1ray.progress import Progress
-from d1ray.rl.rollout import Request
+from d1ray.progress import Progress, Stage
+from d1ray.rl.rollout import Prompt, Request
 from d1ray.run_folder import RunFolder
 from d1ray.tasks.source import Data
 
@@ -45,114 +43,111 @@ class State:
 
 
 def reinforce(
-    config: Config, start: Path, data: Data, run: RunFolder, progress: Progress, interrupt: Interrupt
+    config: Config,
+    start: Path,
+    data: Data,
+    validation: Sequence[Prompt],
+    run: RunFolder,
+    progress: Progress,
+    interrupt: Callable[[], bool],
 ) -> None:
     """Trains from the model folder ``start``; leaves the policy that validates best in ``models/rl``.
 
     Raises:
         Interrupted: a signal came; a checkpoint was written and the same call continues from it.
     """
-    rl, deadline_s = config.rl, config.cluster.deadline_s
+    rl = config.rl
     assert rl is not None
-    tokenizer = load_tokenizer(start)
     root = run.checkpoints / "rl"
     resume = checkpoint.latest(root)
     state = State(**checkpoint.load_state(resume)["driver"]) if resume else State()
     state.incarnation += 1
-    run.truncate_metrics("rl", state.step)
-    learner = start_learner(config, start, resume)
-    pools = Pools(config, start)
-    buffer = RolloutBuffer(pools.generators, pools.scorers, (rl.staleness + 1) * rl.prompts_per_step)
-    validation = data.examples("validation", config.evaluation.validation_examples)
-    held_out = held_out_prompts(tokenizer, validation, config.data.max_prompt_length)
-    publish = publisher(learner, state.incarnation, rl, deadline_s)
-
-    def validate(policy: PolicyRef) -> dict[str, float]:
-        solved = [v[0] for v in evaluate(pools, policy, held_out, config, interrupt).verdicts]
-        share = sum(solved) / len(solved)
-        if share > state.best_solved:
-            state.best_step, state.best_solved = state.step, share
-            ray.get(learner.save_model.remote(run.models / "rl"), timeout=deadline_s)
-        return {"validation_solved": share}
-
-    def save() -> None:
-        ray.get(
-            learner.save_checkpoint.remote(root, state.step, {"driver": asdict(state)}), timeout=deadline_s
-        )
-
-    try:
-        with progress.stage("diffu-GRPO", rl.steps, state.step) as stage:
-            policy = publish()
-            if state.step == 0:
-                run.log({"stage": "rl", "step": 0, **validate(policy)})
-            started_prompts = state.cursor
-            while state.step < rl.steps:
-                started = time.perf_counter()
-                while buffer.has_slot():
-                    buffer.start(request(config, rl, tokenizer, data, started_prompts), policy)
-                    started_prompts += 1
-                groups = buffer.take(rl.prompts_per_step, deadline_s, interrupt)
-                metrics = rollout_metrics(groups, policy, buffer)
-                tables = [group.table for group in groups]
-                rollouts = run.rollouts / f"step-{state.step + 1:05d}.parquet"
-                metrics |= ray.get(learner.learn.remote(tables, state.step, rollouts), timeout=deadline_s)
-                publishing = time.perf_counter()
-                policy = publish()
-                buffer.release(groups)
-                state.step += 1
-                state.cursor += len(groups)
-                finished = time.perf_counter()
-                metrics |= {"seconds_publish": finished - publishing, "seconds_step": finished - started}
-                metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds_step"]
-                if state.step % rl.validate_every == 0 or state.step == rl.steps:
-                    metrics |= validate(policy)
-                if state.step % rl.checkpoint_every == 0 or state.step == rl.steps:
-                    save()
-                run.log({"stage": "rl", "step": state.step, **metrics})
-                stage.update(state.step, metrics)
-    except KeyboardInterrupt:
-        save()
-        raise Interrupted from None
-    finally:
-        pools.close()
-        ray.kill(learner)
+    run.truncate_metrics("rl", state.step or -1)
+    with ExitStack() as actors:
+        learner = actors.enter_context(closing(LearnerHandle(config, start, resume, state.incarnation)))
+        pools = actors.enter_context(closing(Pools(config, start)))
+        stage = actors.enter_context(progress.stage("diffu-GRPO", rl.steps, state.step))
+        try:
+            loop(
+                config,
+                rl,
+                load_tokenizer(start),
+                data,
+                validation,
+                state,
+                learner,
+                pools,
+                run,
+                stage,
+                interrupt,
+            )
+        except Interrupted:
+            learner.save_checkpoint(root, state.step, {"driver": asdict(state)})
+            raise
 
 
-def start_learner(config: Config, start: Path, resume: Path | None) -> ActorHandle:
-    """The learner actor, from a model folder or a checkpoint."""
-    c = config.cluster
-    options = ray.remote(Learner).options(num_cpus=c.learner_cpus, num_gpus=c.learner_gpus)
-    return options.remote(start, resume, config.rl, config.seed, c.learner_threads, c.deadline_s)
+def loop(
+    config: Config,
+    rl: RLConfig,
+    tokenizer: Tokenizer,
+    data: Data,
+    validation: Sequence[Prompt],
+    state: State,
+    learner: LearnerHandle,
+    pools: Pools,
+    run: RunFolder,
+    stage: Stage,
+    interrupt: Callable[[], bool],
+) -> None:
+    """The main loop; ``state`` always describes the steps that the learner has completed.
+
+    Raises:
+        Interrupted: a signal came while it waited for rollouts.
+    """
+
+    def validate() -> dict[str, float]:
+        verdicts = evaluate(pools, policy, validation, config).verdicts
+        solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
+        if solved > state.best_solved:
+            state.best_step, state.best_solved = state.step, solved
+            learner.save_model(run.models / "rl")
+        return {"validation_solved": solved}
+
+    slots = (rl.staleness + 1) * rl.prompts_per_step
+    buffer = RolloutBuffer(pools.generators, pools.scorers, slots, config.cluster.deadline_s)
+    next_prompt, end = state.cursor, rl.steps * rl.prompts_per_step
+    policy = learner.publish()
+    if state.step == 0:
+        run.log({"stage": "rl", "step": 0, **validate()})
+    while state.step < rl.steps:
+        started = time.perf_counter()
+        while buffer.has_slot() and next_prompt < end:
+            buffer.start(request(config, rl, tokenizer, data, next_prompt), policy)
+            next_prompt += 1
+        groups = buffer.take(rl.prompts_per_step, interrupt)
+        metrics = rollout_metrics(groups, policy, buffer)
+        rollouts = run.rollouts / f"step-{state.step + 1:05d}.parquet"
+        metrics |= learner.learn([group.table for group in groups], state.step, rollouts)
+        state.step += 1
+        state.cursor += len(groups)
+        publishing = time.perf_counter()
+        policy = learner.publish()
+        buffer.release(groups)
+        finished = time.perf_counter()
+        metrics |= {"seconds_publish": finished - publishing, "seconds_step": finished - started}
+        metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds_step"]
+        if state.step % rl.validate_every == 0 or state.step == rl.steps:
+            metrics |= validate()
+        run.log({"stage": "rl", "step": state.step, **metrics})
+        stage.update(state.step, metrics)
+        if state.step % rl.checkpoint_every == 0 or state.step == rl.steps:
+            learner.save_checkpoint(run.checkpoints / "rl", state.step, {"driver": asdict(state)})
 
 
 def request(config: Config, rl: RLConfig, tokenizer: Tokenizer, data: Data, index: int) -> Request:
     """The call that rolls out training prompt ``index``; its group id is its index."""
     prompt = prompt_of(tokenizer, data.train(index), index, config.data.max_prompt_length)
     return Request((prompt,), rl.group_size, rl.sampling, config.seed, likelihoods=rl)
-
-
-def publisher(
-    learner: ActorHandle, incarnation: int, rl: RLConfig, deadline_s: float
-) -> Callable[[], PolicyRef]:
-    """Returns ``publish()``: the learner's current weights as a PolicyRef whose buckets the driver owns.
-
-    The reference is published again only when it has moved.
-    """
-    returns = 1 + ray.get(learner.bucket_count.remote(), timeout=deadline_s)
-    reference: Weights | None = None
-
-    def publish() -> PolicyRef:
-        nonlocal reference
-        version, *buckets = learner.publish.options(num_returns=returns).remote()
-        policy = Weights(ray.get(version, timeout=deadline_s), tuple(buckets))
-        if rl.beta > 0:
-            moved_to = ray.get(learner.reference_version_now.remote(), timeout=deadline_s)
-            if reference is None or reference.version != moved_to:
-                version, *buckets = learner.publish_reference.options(num_returns=returns).remote()
-                reference = Weights(ray.get(version, timeout=deadline_s), tuple(buckets))
-        return PolicyRef(incarnation, policy, reference)
-
-    return publish
 
 
 def rollout_metrics(groups: list[Call], policy: PolicyRef, buffer: RolloutBuffer) -> dict[str, Any]:

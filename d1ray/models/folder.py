@@ -84,11 +84,14 @@ def read_config(folder: Path | str) -> LLaDAConfig:
         raise ModelError(f"{path}: {error}".replace("LLaDAConfig.__init__() ", "")) from error
 
 
-def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> LLaDA:
-    """Loads a model folder, single or sharded safetensors, strictly.
+def check_weights(folder: Path | str) -> dict[str, Path]:
+    """Compares the tensors of a folder with its ``config.json``, reading the files' headers only.
+
+    Returns:
+        The file that holds each tensor, by name.
 
     Raises:
-        ModelError: unreadable weights, or missing, unexpected or wrongly shaped tensors (listed).
+        ModelError: unreadable files, or missing, unexpected or wrongly shaped tensors (listed).
     """
     folder = Path(folder)
     with torch.device("meta"):
@@ -97,20 +100,35 @@ def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> LLaDA:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{folder} holds no *.safetensors weights")
-    tensors: dict[str, torch.Tensor] = {}
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as reader:
                 for name in reader.keys():  # noqa: SIM118 - safe_open is not a mapping
-                    tensors[name] = reader.get_tensor(name).to(dtype)
+                    found[name] = file, tuple(reader.get_slice(name).get_shape())
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} cannot be read: {error}; copy it again") from error
-    missing, unexpected = sorted(expected.keys() - tensors), sorted(tensors.keys() - expected)
-    misshapen = sorted(n for n in expected.keys() & tensors if tuple(tensors[n].shape) != expected[n])
+    missing, unexpected = sorted(expected.keys() - found), sorted(found.keys() - expected)
+    misshapen = sorted(name for name in expected.keys() & found if found[name][1] != expected[name])
     if missing or unexpected or misshapen:
         raise ModelError(
             f"{folder}: weights do not fit config.json; missing {missing}, unexpected {unexpected}, "
             f"of another shape {misshapen}"
         )
+    return {name: file for name, (file, _) in found.items()}
+
+
+def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> LLaDA:
+    """Loads a model folder, single or sharded safetensors, strictly; in eval mode.
+
+    Raises:
+        ModelError: as ``check_weights``.
+    """
+    with torch.device("meta"):
+        model = LLaDA(read_config(folder))
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(set(check_weights(folder).values())):
+        with safe_open(file, framework="pt") as reader:
+            tensors |= {name: reader.get_tensor(name).to(dtype) for name in reader.keys()}  # noqa: SIM118
     model.load_state_dict(tensors, assign=True)
     return model.eval()

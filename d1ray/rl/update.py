@@ -23,7 +23,7 @@ class UpdateMetrics:
     kl: float
     clip_fraction: float
     gap: float
-    tokens: int
+    scored_tokens: int
 
 
 def prompt_masks(

@@ -27,6 +27,10 @@ class Data(Protocol):
         """The training example at ``index``, for any ``index >= 0``."""
         ...
 
+    def rows(self, split: Split) -> list[Example]:
+        """What a file holds of ``split``; [] where examples are generated."""
+        ...
+
     def examples(self, split: Split, n: int) -> list[Example]:
         """``n`` distinct examples, the same for every seed; all there are where a file has fewer."""
         ...
@@ -62,6 +66,9 @@ class GeneratedData:
     def train(self, index: int, stream: str = "rl") -> Example:
         return self.task.draw("train", generator(self.seed, f"examples/train/{stream}", index))
 
+    def rows(self, split: Split) -> list[Example]:
+        return []
+
     def examples(self, split: Split, n: int) -> list[Example]:
         return fixed_set(self.task, split, n)
 
@@ -77,6 +84,9 @@ class FileData:
         rows = self.splits["train"]
         epoch, position = divmod(index, len(rows))
         return rows[_order(self.seed, f"shuffle/{stream}", epoch, len(rows))[position]]
+
+    def rows(self, split: Split) -> list[Example]:
+        return self.splits[split]
 
     def examples(self, split: Split, n: int) -> list[Example]:
         rows = self.splits[split]

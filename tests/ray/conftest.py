@@ -10,11 +10,11 @@ import psutil
 import pytest
 import ray
 
-from d1ray.config import load_config
 from d1ray.diffusion import MaskedDiffusionLoss
 from d1ray.models import load_model, load_tokenizer, save_model
+from d1ray.recipe import load_config
 from d1ray.rl.optimizer import adamw
-from d1ray.sft import Phase, training_step
+from d1ray.sft_worker import Phase, training_step
 from d1ray.stages import make_model
 from d1ray.tasks.source import open_data
 

@@ -1,6 +1,7 @@
 """The main loop on a real Ray cluster: results do not depend on who did the work, or on who died."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,14 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 from d1ray import checkpoint, schema
-from d1ray.config import Config, load_config
+from d1ray.config import Config
 from d1ray.diffusion import MaskedDiffusionLoss
+from d1ray.evaluate import held_out_prompts
 from d1ray.interrupt import Interrupted
 from d1ray.models import load_model, load_tokenizer
 from d1ray.progress import Progress
+from d1ray.recipe import load_config
 from d1ray.rl.optimizer import adamw
 from d1ray.run_folder import RunFolder
-from d1ray.sft import Phase, training_step
+from d1ray.sft_worker import Phase, training_step
 from d1ray.stages import run_recipe, supervised_stages
 from d1ray.tasks.source import open_data
 from d1ray.train import reinforce
@@ -30,7 +33,12 @@ def reinforced(config: Config, interrupt: Any = lambda: False) -> dict[str, torc
     assert config.run_dir is not None and config.model.path is not None
     with RunFolder.open(config.run_dir, config) as run, Progress() as progress:
         data = open_data(config.task, None, config.seed)
-        reinforce(config, config.model.path, data, run, progress, interrupt)
+        validation = held_out_prompts(
+            load_tokenizer(config.model.path),
+            data.examples("validation", config.evaluation.validation_examples),
+            config.data.max_prompt_length,
+        )
+        reinforce(config, config.model.path, data, validation, run, progress, interrupt)
         newest = checkpoint.latest(run.checkpoints / "rl")
         assert newest is not None
         return load_file(newest / "model" / "model.safetensors")
@@ -92,22 +100,31 @@ def test_one_step_and_a_resumed_second_give_bit_identical_weights(
     assert steps == [0, 1, 2]
 
 
-@pytest.mark.parametrize("victim", ["Generator", "Scorer"])
+@pytest.mark.parametrize(("victim", "generators"), [("Generator.generate", 1), ("Scorer", 2)])
 def test_killed_actors_are_replaced_with_bit_identical_weights(
-    two_steps: dict[str, Any], config_of: ConfigOf, tmp_path: Path, victim: str
+    two_steps: dict[str, Any], config_of: ConfigOf, tmp_path: Path, victim: str, generators: int
 ) -> None:
-    config = config_of(tmp_path / "run", "rl.steps=2", "cluster.generators=2")
     kills: list[int] = []
+    over = threading.Event()
 
-    def kill_the_first() -> bool:
-        """Asked while the driver waits for groups: the one safe moment that is surely within the run."""
-        for process in psutil.Process().children(recursive=True):
-            if not kills and " ".join(process.cmdline()).startswith(f"ray::{victim}"):
-                process.kill()
-                kills.append(process.pid)
-        return False
+    def kill_one_at_work() -> None:
+        """Waits for the first row of metrics: from then on every call is part of a training step."""
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not kills and not over.is_set():
+            if metrics.exists() and metrics.stat().st_size:
+                for process in psutil.Process().children(recursive=True):
+                    if not kills and " ".join(process.cmdline()).startswith(f"ray::{victim}"):
+                        process.kill()
+                        kills.append(process.pid)
 
-    weights = reinforced(config, kill_the_first)
+    killer = threading.Thread(target=kill_one_at_work)
+    killer.start()
+    config = config_of(tmp_path / "run", "rl.steps=2", f"cluster.generators={generators}")
+    try:
+        weights = reinforced(config)
+    finally:
+        over.set()
+        killer.join(timeout=60)
     assert kills
     assert identical(weights, two_steps["weights"])
 
@@ -150,7 +167,7 @@ def test_every_stage_of_a_recipe_leaves_a_complete_run_folder(
     assert abs(sum(summary["actor_seconds_share"].values()) - 1) < 1e-6
     assert summary["peak_memory_bytes"] > 100 * 2**20
     stages = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert stages == ["pretrain"] * 3 + ["sft"] * 3 + ["rl"] * 2
+    assert stages == ["pretrain-1"] * 3 + ["sft"] * 3 + ["rl"] * 2
     for part in ("config.yaml", "curves.png", "rollouts/step-00001.parquet", "models/rl/config.json"):
         assert (run / part).stat().st_size > 0
     assert list((run / "tensorboard").rglob("events.out.tfevents.*"))

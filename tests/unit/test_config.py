@@ -10,12 +10,9 @@ from d1ray.config import (
     EvaluationConfig,
     MaskedTrainingConfig,
     RLConfig,
-    apply_overrides,
-    load_config,
-    recipe_names,
-    validated,
 )
 from d1ray.errors import ConfigError
+from d1ray.recipe import apply_overrides, load_config, recipe_names, validated
 
 
 def minimal(**changes):
@@ -51,7 +48,8 @@ def test_sft_keeps_its_learning_rate_when_another_optimiser_setting_is_given():
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads(name):
     config = load_config(name)
-    assert config.run_dir == Path("runs") / name
+    assert config.run_dir == Path("runs").absolute() / name
+    assert name.startswith(config.task.name)
     assert config.about
 
 

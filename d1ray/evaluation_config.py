@@ -1,0 +1,44 @@
+"""Which model `d1ray evaluate` means, and how it is prompted and sampled."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from d1ray import checkpoint
+from d1ray.config import Config
+from d1ray.errors import ModelError
+from d1ray.recipe import apply_overrides, validated
+
+
+def model_folder(path: Path) -> Path:
+    """The model folder behind a model folder, a checkpoint or a run folder.
+
+    Raises:
+        ModelError: it is none of them.
+    """
+    newest = checkpoint.latest(path / "checkpoints" / "rl")
+    candidates = [path, path / "model", path / "models" / "rl", path / "models" / "sft"]
+    candidates += [newest / "model"] if newest else []
+    found = next((c for c in candidates if (c / "config.json").is_file()), None)
+    if found is None:
+        raise ModelError(f"{path} is no model folder, checkpoint or run folder: no config.json in it")
+    return found.absolute()
+
+
+def evaluation_config(model: Path, folder: Path, task: str, overrides: Sequence[str]) -> Config:
+    """The config of the run that holds ``path``, or the defaults; ``task`` and ``overrides`` on top."""
+    values = next((run for parent in (model, *model.parents) if (run := _run_config(parent))), {})
+    if values.get("task", {}).get("name") != task:
+        values["task"] = {"name": task}
+        values["data"] = {**values.get("data", {}), "path": None}
+    values |= {"model": {"path": str(folder)}, "sft": None, "rl": None}
+    return validated(apply_overrides(values, overrides))
+
+
+def _run_config(folder: Path) -> dict[str, Any]:
+    """The settings of the run in ``folder``, {} if it holds none."""
+    file = folder / "config.yaml"
+    values = yaml.safe_load(file.read_text()) if file.is_file() else None
+    return values if isinstance(values, dict) and {"task", "evaluation"} <= values.keys() else {}
