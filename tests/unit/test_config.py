@@ -60,7 +60,7 @@ def test_there_is_a_recipe():
 def test_a_recipe_file_is_loaded_by_its_path(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(minimal(seed=3)))
     config = load_config(str(tmp_path / "mine.yaml"))
-    assert (config.seed, config.run_dir) == (3, Path("runs/mine"))
+    assert (config.seed, config.run_dir) == (3, Path("runs/mine").absolute())
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_the_gradient_is_that_of_the_formula(model, batch, scope, inner):
     theirs = gradient(model)
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
     assert metrics.loss == pytest.approx(loss.item(), rel=1e-5)
-    assert metrics.tokens == count
+    assert metrics.scored_tokens == count
 
 
 @pytest.mark.parametrize("scope", ["group", "completion"])
