@@ -6,17 +6,17 @@ again, and a run with three generators bit-identical to a run with one.
 
 Streams in use, with their counters:
 
-| stream                       | counters                          | draws                                       |
-|------------------------------|-----------------------------------|---------------------------------------------|
-| ``"init"``                   | parameter index                   | initial weights                             |
-| ``"examples/train/<stage>"`` | example index                     | the puzzle at that index                    |
-| ``"examples/<split>"``       | draw index (run seed 0)           | evaluation sets, the same for every run     |
-| ``"shuffle/<stage>"``        | epoch                             | the order of a file's rows                  |
-| ``"demonstration"``          | phase, example index              | how a demonstration is corrupted            |
-| ``"demonstration order"``    | phase, epoch                      | the order of a limited set of them          |
-| ``"sft noise"``              | phase, step, row                  | forward-process t and mask                  |
-| ``"sampler"``                | group id, rollout index           | one uniform per denoising step and position |
-| ``"prompt mask"``            | group id, inner update, [rollout] | the randomly masked prompt                  |
+| stream                       | counters                          | draws                                   |
+|------------------------------|-----------------------------------|-----------------------------------------|
+| ``"init"``                   | parameter index                   | initial weights                         |
+| ``"examples/train/<stage>"`` | example index                     | the puzzle at that index                |
+| ``"examples/<split>"``       | draw index (run seed 0)           | evaluation sets, the same for every run |
+| ``"shuffle/<stage>"``        | epoch                             | the order of a file's rows              |
+| ``"demonstration"``          | phase, example index              | how a demonstration is corrupted        |
+| ``"demonstration order"``    | phase, epoch                      | the order of a limited set of them      |
+| ``"sft noise"``              | phase, step, row                  | forward-process t and mask              |
+| ``"sampler"``                | group id, rollout index           | one uniform per step and position       |
+| ``"prompt mask"``            | group id, inner update, [rollout] | the randomly masked prompt              |
 """
 
 import hashlib
