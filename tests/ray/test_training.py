@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,15 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from actors.buffer import RolloutBuffer, RolloutError
+from actors.policy import policy_of_folder
+from actors.pools import Pools
 from d1ray import checkpoint, schema
 from d1ray.config import Config
 from d1ray.diffusion import MaskedDiffusionLoss
-from d1ray.evaluate import held_out_prompts
+from d1ray.evaluate import evaluate, held_out_prompts
 from d1ray.interrupt import Interrupted
 from d1ray.models import load_model, load_tokenizer
 from d1ray.progress import Progress
 from d1ray.recipe import load_config
 from d1ray.rl.optimizer import adamw
+from d1ray.rl.rollout import Request
 from d1ray.run_folder import RunFolder
 from d1ray.sft_worker import Phase, training_step
 from d1ray.stages import run_recipe, supervised_stages
@@ -142,15 +147,38 @@ def test_the_generators_log_probs_are_the_learners_at_lag_zero(two_steps: dict[s
     assert all(row["logprob_gap"] < 1e-5 for row in rows[1:])
 
 
-def test_per_completion_masks_and_overlap_run_through_the_same_loop(
+def test_overlapped_runs_with_per_completion_masks_do_not_depend_on_the_number_of_generators(
     ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path
 ) -> None:
     overrides = ["rl.steps=3", "rl.mask_scope=completion", "rl.staleness=1", "rl.reference_sync_updates=3"]
-    weights = reinforced(config_of(tmp_path / "run", *overrides))
-    assert not identical(weights, load_file(start / "model.safetensors"))
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    three = reinforced(config_of(tmp_path / "three", *overrides, "cluster.generators=3"))
+    assert not identical(three, load_file(start / "model.safetensors"))
+    rows = [json.loads(line) for line in (tmp_path / "three" / "metrics.jsonl").read_text().splitlines()]
     assert [row["policy_age"] for row in rows[1:]] == [0, 1, 1]
     assert [row["reference_version"] for row in rows[1:]] == [0, 2, 2]
+    assert identical(reinforced(config_of(tmp_path / "one", *overrides, "cluster.generators=1")), three)
+
+
+def test_a_generator_that_hangs_ends_the_wait_with_an_error_that_names_group_and_actor(
+    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path / "run", "cluster.generators=1")
+    tokenizer = load_tokenizer(start)
+    examples = open_data(config.task, None, 0).examples("validation", 2)
+    with closing(Pools(config, start)) as pools:
+        prompts = held_out_prompts(tokenizer, examples, config.data.max_prompt_length)
+        evaluate(pools, policy_of_folder(start), prompts, config)  # the generator is up
+        stopped = [p for p in psutil.Process().children(recursive=True) if "ray::Generator" in p.cmdline()[0]]
+        for process in stopped:
+            process.suspend()
+        try:
+            buffer = RolloutBuffer(pools.generators, pools.scorers, slots=1, deadline_s=2)
+            buffer.start(Request(tuple(prompts), 1, config.evaluation.sampling, 0), policy_of_folder(start))
+            with pytest.raises(RolloutError, match=r"group -1 at generator 0 / scorer 0 \(try 1\)"):
+                buffer.take(1)
+        finally:
+            for process in stopped:
+                process.resume()
 
 
 def test_every_stage_of_a_recipe_leaves_a_complete_run_folder(
