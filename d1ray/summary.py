@@ -108,7 +108,7 @@ def table(results: Sequence[StageResult]) -> Table:
     tasks = ", ".join(dict.fromkeys(result.task for result in results))
     drawn = Table(title=f"Held-out puzzles: {tasks}" if tasks else "No results", title_justify="left")
     drawn.add_column("Stage", no_wrap=True)
-    for heading in ("Cell accuracy", "Solved", "95 % interval", "Format", "Puzzles"):
+    for heading in ("Cells", "Solved", "95 % interval", "Format", "Puzzles"):
         drawn.add_column(heading, justify="right")
     for result in results:
         drawn.add_row(
