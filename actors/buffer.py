@@ -38,7 +38,7 @@ class Call:
     generator: int = -1
     scorer: int = -1
     table: ray.ObjectRef | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)  # empty until the group is scored
 
     @property
     def name(self) -> str:
@@ -59,7 +59,6 @@ class RolloutBuffer:
         self.started: list[Call] = []  # and not yet taken, in order
         self.waiting: deque[Call] = deque()
         self.running: dict[ray.ObjectRef, Call] = {}
-        self.ready: list[Call] = []
         self.reissued = 0
 
     def has_slot(self) -> bool:
@@ -83,7 +82,7 @@ class RolloutBuffer:
             Interrupted: ``interrupted()`` turned true.
         """
         last_progress = time.monotonic()
-        while any(call not in self.ready for call in self.started[:count]):
+        while not all(call.metadata for call in self.started[:count]):
             if interrupted():
                 raise Interrupted
             if self._collect(timeout_s=0.5):
@@ -91,7 +90,6 @@ class RolloutBuffer:
             elif time.monotonic() - last_progress > self.deadline_s:
                 raise RolloutError(self._overdue(count))
         taken, self.started = self.started[:count], self.started[count:]
-        self.ready = [call for call in self.ready if call not in taken]
         return taken
 
     def release(self, calls: list[Call]) -> None:
@@ -123,7 +121,6 @@ class RolloutBuffer:
             call = self.running.pop(ref)
             try:
                 call.metadata = ray.get(ref, timeout=self.deadline_s)
-                self.ready.append(call)
                 finished += 1
             except ACTOR_LOST as error:
                 self._again(call, error)
@@ -148,7 +145,8 @@ class RolloutBuffer:
             f"{call.name} at generator {call.generator} / scorer {call.scorer} (try {call.attempts})"
             for call in list(self.running.values())[:4]
         )
+        ready = sum(bool(call.metadata) for call in self.started)
         return (
-            f"no group finished within {self.deadline_s:g} s (cluster.deadline_s); {len(self.ready)} of "
+            f"no group finished within {self.deadline_s:g} s (cluster.deadline_s); {ready} of "
             f"{count} are ready, {len(self.waiting)} wait for a generator, under way: {where or 'none'}"
         )

@@ -1,5 +1,6 @@
 """`d1ray evaluate`: any model folder, checkpoint or run folder on a task's held-out examples."""
 
+from contextlib import closing
 from pathlib import Path
 
 from actors.placement import check_resources, connected
@@ -35,9 +36,6 @@ def evaluate_model(config: Config, folder: Path, data: Path | None, count: int |
     prompts = held_out_prompts(load_tokenizer(folder), examples, config.data.max_prompt_length)
     with connected(config.cluster):
         check_resources(config, learner=False)
-        pools = Pools(config, folder)
-        try:
+        with closing(Pools(config, folder)) as pools:
             verdicts = evaluate(pools, policy_of_folder(folder), prompts, config).verdicts
-        finally:
-            pools.close()
     return summary.summarise(folder.name, config.task.name, verdicts)

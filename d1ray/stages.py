@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from d1ray.config import ArchitectureConfig, Config
 from d1ray.curves import draw_curves
 from d1ray.errors import ConfigError
 from d1ray.evaluate import Evaluation, evaluate, held_out_prompts
-from d1ray.interrupt import Interrupt, Interrupted
+from d1ray.interrupt import Interrupt
 from d1ray.memory import PeakMemory
 from d1ray.models import (
     LLaDA,
@@ -80,7 +80,7 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
                     reinforce(config, start, data, validation, run, progress, interrupt)
                 stages["rl"] = run.models / "rl"
             with clock.time("evaluation"):
-                results, texts = evaluate_stages(config, stages, tests, progress, interrupt)
+                results, evaluations = evaluate_stages(config, stages, tests, progress, interrupt)
             shares = phase_shares(run.metrics())
             extra = {
                 "seed": config.seed,
@@ -91,7 +91,7 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
             run.write_summary(summary.as_rows(results), extra)
             draw_curves(run.metrics(), run.curves_path, results)
         console.print(summary.table(results))
-        console.print(summary.samples(sample_completions(tests, texts)))
+        console.print(summary.samples(sample_completions(tests, evaluations)))
         print_costs(console, memory, clock.seconds, shares)
         print_places(console, run, list(stages.values())[-1])
 
@@ -136,18 +136,13 @@ def evaluate_stages(
     config: Config, stages: dict[str, Path], tests: list[Prompt], progress: Progress, interrupt: Interrupt
 ) -> tuple[list[StageResult], dict[str, Evaluation]]:
     """Evaluates each stage's model on the same held-out examples."""
-    pools = Pools(config, stages["base"])
     evaluations = {}
-    try:
+    with closing(Pools(config, stages["base"])) as pools:
         for name, folder in stages.items():
             with progress.stage(f"evaluate {name}", total=len(tests)) as stage:
                 evaluations[name] = evaluate(
                     pools, policy_of_folder(folder), tests, config, interrupt, on_batch=stage.update
                 )
-    except KeyboardInterrupt:
-        raise Interrupted from None
-    finally:
-        pools.close()
     task = config.task.name
     return [summary.summarise(name, task, e.verdicts) for name, e in evaluations.items()], evaluations
 
