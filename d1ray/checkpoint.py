@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from d1ray.models import DiffusionLM, save_model
 from d1ray.models.adapter_folder import save_adapter
 from d1ray.models.lora import has_lora
+from d1ray.models.sharding import gathered, spread_like
 from d1ray.models.tokenizer import save_tokenizer
 
 MANIFEST = "manifest.json"
@@ -95,18 +96,26 @@ def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     return load_file(file) if file.exists() else {}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as flat tensors: ``{"<parameter index>.<entry>": tensor}``."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, keep: bool = True) -> dict[str, Tensor]:
+    """An optimiser's state as flat tensors: ``{"<parameter index>.<entry>": tensor}``.
+
+    Of sharded parameters they are gathered, on all ranks together, for those that ``keep`` them.
+    """
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+    return gathered(
+        {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}, keep
+    )
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of ``optimizer_tensors``, in place."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, entry = name.split(".", 1)
-        state.setdefault(int(index), {})[entry] = tensor
+        like = parameters[int(index)]
+        own = spread_like(tensor, like) if tensor.shape == like.shape else tensor
+        state.setdefault(int(index), {})[entry] = own
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 

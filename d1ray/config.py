@@ -4,7 +4,7 @@ The defaults are d1's published hyper-parameters (arXiv 2504.12216, Section 4 an
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -50,13 +50,22 @@ class MaskedTrainingConfig(Strict):
 
     demonstrations: DemonstrationStyle = "clean"
     examples: PositiveInt | None = Field(
-        None, description="distinct demonstrations; null: unlimited fresh ones"
+        None, description="distinct demonstrations; null: unlimited fresh ones, or all rows of a file"
     )
     steps: PositiveInt = 1000
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = Field(64, description="demonstrations an update, over all workers")
     eps: float = Field(1e-3, gt=0, le=1, description="smallest masking probability t")
-    lora: LoRAConfig | None = Field(None, description="train an adapter and merge it; null: all weights")
+    eos_padding: PositiveInt | None = Field(
+        None, description="EOS up to a multiple of so many tokens; null: to data.max_completion_length"
+    )
+    overlong: Literal["error", "truncate"] = Field("error", description="completions that are too long")
+    micro_batch_tokens: PositiveInt | None = Field(
+        None, description="tokens per forward/backward; null: a worker's whole share of the batch"
+    )
+    packing: bool = Field(False, description="short demonstrations share rows, without seeing each other")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the computation; see also lora")
     gradient_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
+    checkpoint_every: PositiveInt | None = Field(None, description="steps; null: only when interrupted")
     optimizer: MaskedTrainingOptimizerConfig = MaskedTrainingOptimizerConfig()
 
 
@@ -72,18 +81,17 @@ class ArchitectureConfig(Strict):
     pretraining: tuple[MaskedTrainingConfig, ...] = ()
 
     @model_validator(mode="after")
-    def _pretraining_is_whole(self) -> Self:
-        if any(phase.lora for phase in self.pretraining):
-            raise ValueError("pretraining trains all weights; lora belongs to sft or rl")
-        return self
-
-    @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
                 f"n_heads={self.n_heads} must split d_model={self.d_model} into heads of even size (RoPE)"
             )
         return self
+
+
+def load_optional_task(value: Any) -> Task | None:
+    """``load_task`` where a task may be left out."""
+    return None if value is None else load_task(value)
 
 
 def local_or_hub(path: Path) -> Path:
@@ -112,6 +120,32 @@ class DataConfig(Strict):
     )
     max_prompt_length: PositiveInt = Field(200, description="tokens, chat template included")
     max_completion_length: PositiveInt = Field(256, description="tokens; SFT pads completions to it with EOS")
+
+
+class SFTConfig(MaskedTrainingConfig):
+    """The SFT stage (d1, Section 3.1): an adapter or all weights, on the run's task or on data of its own."""
+
+    task: Annotated[SerializeAsAny[Task] | None, BeforeValidator(load_optional_task)] = Field(
+        None, description="whose demonstrations; null: the run's task"
+    )
+    data: DataConfig | None = Field(None, description="where they come from; null: the run's data")
+    lora: LoRAConfig | None = Field(None, description="train an adapter and merge it; null: all weights")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp spreads weights and optimiser over the workers; none gives each a copy"
+    )
+    validate_every: PositiveInt | None = Field(
+        None, description="steps between validation losses, the least of which chooses the model"
+    )
+    validation_examples: PositiveInt = 256
+    patience: PositiveInt | None = Field(
+        None, description="validations without a new least loss after which training stops"
+    )
+
+    @model_validator(mode="after")
+    def _patience_is_of_validations(self) -> Self:
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError("patience counts validations; set validate_every too")
+        return self
 
 
 class RLConfig(Strict):
@@ -188,7 +222,7 @@ class Config(Strict):
     task: Annotated[SerializeAsAny[Task], BeforeValidator(load_task)]
     data: DataConfig = DataConfig()
     model: ModelConfig
-    sft: MaskedTrainingConfig | None = None
+    sft: SFTConfig | None = None
     rl: RLConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     scoring: ScoringConfig = ScoringConfig()
@@ -218,6 +252,12 @@ class Config(Strict):
             raise ValueError(
                 f"data.max_prompt_length plus the longest completion is {longest} tokens, more than "
                 f"{source}={limit}"
+            )
+        own = self.sft.data if self.sft else None
+        if own and own.max_prompt_length + own.max_completion_length > limit:
+            raise ValueError(
+                f"sft.data.max_prompt_length plus max_completion_length is "
+                f"{own.max_prompt_length + own.max_completion_length} tokens, more than {source}={limit}"
             )
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ Streams in use, with their counters:
 | ``"demonstration"``          | phase, example index              | how a demonstration is corrupted        |
 | ``"demonstration order"``    | phase, epoch                      | the order of a limited set of them      |
 | ``"sft noise"``              | phase, step, row                  | forward-process t and mask              |
+| ``"sft validation"``         | row (run seed 0)                  | the same, of the validation loss        |
 | ``"sampler"``                | group id, rollout index           | one or two uniforms per step, position  |
 | ``"prompt mask"``            | group id, inner, [rollout[, view]]| the randomly masked prompt              |
 | ``"estimator"``              | group id, inner update, rollout   | what an estimator's views hide          |

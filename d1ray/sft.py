@@ -17,11 +17,14 @@ from ray.actor import ActorHandle
 from actors.bulletin import Bulletin
 from d1ray import checkpoint
 from d1ray.config import Config
-from d1ray.errors import UserError
+from d1ray.demonstrations import Phase
 from d1ray.interrupt import Interrupted
 from d1ray.progress import Progress, Stage
 from d1ray.run_folder import RunFolder
-from d1ray.sft_worker import Phase, train_worker
+from d1ray.sft_model import resumable
+from d1ray.sft_worker import train_worker
+
+WORKER_DEATHS = 3  # after so many the run ends; its checkpoints are kept
 
 
 def train_phases(
@@ -34,10 +37,13 @@ def train_phases(
 ) -> None:
     """Trains ``phases`` in turn from the model folder ``start``.
 
+    When a worker dies, all start again from the newest checkpoint.
+
     Raises:
+        UserError: a demonstration cannot be trained on.
         Interrupted: a signal came; a checkpoint was written and the same call continues from it.
     """
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     c = config.cluster
@@ -55,7 +61,6 @@ def train_phases(
             "config": config,
             "phases": list(phases),
             "start": start,
-            "resume": resume,
             "checkpoints": root,
             "bulletin": bulletin,
         },
@@ -65,7 +70,11 @@ def train_phases(
         scaling_config=ScalingConfig(
             num_workers=c.sft_workers, use_gpu=c.sft_worker_gpus > 0, resources_per_worker=resources
         ),
-        run_config=RunConfig(name="sft", storage_path=str(run.path / "ray_train")),
+        run_config=RunConfig(
+            name="sft",
+            storage_path=str(run.path / "ray_train"),
+            failure_config=FailureConfig(max_failures=WORKER_DEATHS),
+        ),
     )
     failures: list[BaseException] = []
 
@@ -78,26 +87,14 @@ def train_phases(
     fitting = threading.Thread(target=fit, daemon=True)  # outside the main thread fit() leaves SIGINT to us
     fitting.start()
     follow(phases, bulletin, fitting, run, progress, interrupt, c.deadline_s)
+    error = ray.get(bulletin.failed.remote(), timeout=c.deadline_s)
     ray.kill(bulletin)
-    for failure in failures:
-        raise cause_of(failure)
+    for failure in [error, *failures]:
+        if failure is not None:
+            raise failure
     if interrupt():
         raise Interrupted
     shutil.rmtree(root, ignore_errors=True)  # the models are saved; a later phase must not resume from here
-
-
-def resumable(root: Path, phases: Sequence[Phase]) -> Path | None:
-    """The newest checkpoint if it was taken within one of ``phases``."""
-    newest = checkpoint.latest(root)
-    if newest and checkpoint.load_state(newest)["phase"] in {phase.number for phase in phases}:
-        return newest
-    return None
-
-
-def cause_of(failure: BaseException) -> BaseException:
-    """The error a person can act on that made the workers fail, if there is one; else ``failure``."""
-    workers = getattr(failure, "worker_failures", {})
-    return next((error for error in workers.values() if isinstance(error, UserError)), failure)
 
 
 def follow(
@@ -117,19 +114,21 @@ def follow(
     by_number = {phase.number: phase for phase in phases}
     last_row = time.monotonic()
     with ExitStack() as stack:
-        shown: int = -1
+        shown = step = -1
         stage: Stage | None = None
         while True:
             running = fitting.is_alive()
             for row in ray.get(bulletin.read.remote(), timeout=deadline_s):
                 last_row = time.monotonic()
                 phase = by_number[row.pop("phase")]
-                if phase.number != shown:
+                if phase.number != shown or row["step"] <= step:  # the workers have started again
+                    run.truncate_metrics(phase.stage, row["step"] - 1)
                     stack.close()
                     shown = phase.number
                     stage = stack.enter_context(
                         progress.stage(phase.stage, phase.config.steps, row["step"] - 1)
                     )
+                step = row["step"]
                 run.log(row)
                 assert stage is not None
                 stage.update(row["step"], row)

@@ -1,185 +1,121 @@
-"""Masked-diffusion training as each TorchTrainer worker runs it: pre-training phases and SFT.
+"""Supervised training as each TorchTrainer worker runs it: pre-training phases and SFT."""
 
-d1, Section 3.1: the prompt is never noised, completions are padded with EOS, and the loss is the sum
-of CE / t' over masked tokens divided by the number of completion tokens. Data parallel: a worker takes
-every world-size-th row of the batch, and all noise is keyed by the row's place in the whole batch.
-"""
-
-import time
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
-from transformers import PreTrainedTokenizerBase
+from torch import nn
 
-from d1ray import checkpoint, rng
-from d1ray.config import Config, MaskedTrainingConfig
-from d1ray.diffusion import MaskedDiffusionLoss, noised_inputs
-from d1ray.errors import DataError
-from d1ray.models import DiffusionLM, encode_completion, encode_prompt, load_model, load_tokenizer, save_model
-from d1ray.models.adapter_folder import is_adapter_folder, load_adapter
+from d1ray import checkpoint
+from d1ray.config import Config, SFTConfig
+from d1ray.demonstrations import Demonstrations, Phase
+from d1ray.diffusion import MaskedDiffusionLoss
+from d1ray.errors import UserError
+from d1ray.masked_training import training_step, validation_loss
+from d1ray.models import DiffusionLM, load_tokenizer
 from d1ray.models.lora import add_lora, has_lora, unadapted
-from d1ray.rl.optimizer import adamw, learning_rate, optimizer_step
-from d1ray.tasks.source import Data, open_data
+from d1ray.models.sharding import is_sharded, shard
+from d1ray.rl.optimizer import adamw
+from d1ray.sft_model import frozen_dtype, resumable, save_checkpoint, save_merged, start_model
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of masked-diffusion training.
+@dataclass
+class Best:
+    """The validation that chooses the model so far: its loss, its step, and how many came after it."""
 
-    ``number`` keys its randomness; ``save_to`` is the model folder written at its end, if any.
-    """
-
-    stage: str
-    number: int
-    config: MaskedTrainingConfig
-    save_to: Path | None = None
+    loss: float = math.inf
+    step: int = 0
+    later: int = 0
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """What each TorchTrainer worker runs: the phases, data-parallel over its peers."""
+    """What each TorchTrainer worker runs: the phases, from the newest checkpoint within them.
+
+    Ray Train calls it again after a worker's death. An error that a person has to act on would only come
+    again, so it is left at the bulletin, and the next call does nothing.
+    """
+    bulletin, deadline_s = settings["bulletin"], settings["config"].cluster.deadline_s
+    if ray.get(bulletin.failed.remote(), timeout=deadline_s):
+        return
+    try:
+        train_phases(settings)
+    except UserError as error:
+        ray.get(bulletin.fail.remote(error), timeout=deadline_s)
+        raise
+
+
+def train_phases(settings: dict[str, Any]) -> None:
+    """Trains the phases in turn. A phase with validation, or sharded, is the last one."""
     from ray.train import get_context, report
-    from ray.train.torch import prepare_model
+    from ray.train.torch import get_device, prepare_model
 
     config: Config = settings["config"]
+    phases: list[Phase] = settings["phases"]
     torch.set_num_threads(config.cluster.sft_threads)
-    rank = get_context().get_world_rank()
+    keeps = get_context().get_world_rank() == 0  # this rank writes
     tokenizer = load_tokenizer(settings["start"])
-    data = open_data(config.task, config.data.path, config.seed)
-    resume: Path | None = settings["resume"]
-    position = checkpoint.load_state(resume) if resume else {"phase": -1, "step": 0}
-    model, base = start_model(settings["start"], resume)
-    for phase in settings["phases"]:
+    resume = resumable(settings["checkpoints"], phases)
+    position: dict[str, Any] = checkpoint.load_state(resume) if resume else {"phase": -1, "step": 0}
+    model, base = start_model(settings["start"], resume, frozen_dtype(phases[0].config))
+    for phase in phases:
         if phase.number < position["phase"]:
             continue
-        resumed = phase.number == position["phase"]
-        first = position["step"] if resumed else 0
-        if phase.config.lora and not has_lora(model):
-            add_lora(model, phase.config.lora, config.seed)
+        resumed = resume is not None and phase.number == position["phase"]
+        own = phase.config if isinstance(phase.config, SFTConfig) else SFTConfig()
+        if own.lora and not has_lora(model):
+            add_lora(model.to(frozen_dtype(own)), own.lora, config.seed)
         model.gradient_checkpointing = phase.config.gradient_checkpointing
-        loss_module = prepare_model(MaskedDiffusionLoss(model))
+        loss_module: nn.Module = MaskedDiffusionLoss(model)
+        if own.sharding == "fsdp" and dist.is_initialized():
+            shard(loss_module.to(get_device()), model, get_device())
+        else:
+            loss_module = prepare_model(loss_module)
         optimizer = adamw(model, phase.config.optimizer)
         if resume and resumed:
             checkpoint.restore_optimizer(optimizer, checkpoint.load_tensors(resume, "optimizer"))
-        for step in range(first, phase.config.steps):
-            row = training_step(loss_module, model, optimizer, tokenizer, data, config, phase, step)
-            if stop_wished(settings["bulletin"], row, rank, model, config.cluster.deadline_s):
-                if rank == 0:
-                    tensors = {"optimizer": checkpoint.optimizer_tensors(optimizer)}
-                    state = {"phase": phase.number, "step": step + 1}
-                    checkpoint.save(
-                        settings["checkpoints"], step + 1, model, tokenizer, tensors, state, 1, base
-                    )
+        demonstrations = Demonstrations(config, phase, tokenizer, model.config.eos_token_id)
+        held_out = demonstrations.validation(own.validation_examples) if own.validate_every else []
+        best = Best(**position["best"]) if resumed and "best" in position else Best()
+        chosen = phase.save_to.with_name(f"{phase.save_to.name}-best") if phase.save_to else None
+        for step in range(position["step"] if resumed else 0, phase.config.steps):
+            row = training_step(loss_module, model, optimizer, demonstrations, step)
+            done = step + 1
+            if own.validate_every and (done % own.validate_every == 0 or done == phase.config.steps):
+                row["validation_loss"] = validation_loss(loss_module, model, held_out, phase.config)
+                best.later += 1
+                if row["validation_loss"] < best.loss:
+                    best = Best(row["validation_loss"], done)
+                    save_merged(model, base, own, chosen, tokenizer, keeps)
+            stop = stop_wished(settings["bulletin"], row, keeps, model, config.cluster.deadline_s)
+            every = phase.config.checkpoint_every
+            if stop or (every and done % every == 0):
+                state = {"phase": phase.number, "step": done, "best": asdict(best)}
+                save_checkpoint(settings["checkpoints"], state, model, optimizer, tokenizer, own, base, keeps)
+            if stop:
                 return
-        model = unadapted(model).requires_grad_(True)
-        if rank == 0 and phase.save_to is not None:
-            save_model(model, phase.save_to, tokenizer)
+            if own.patience is not None and best.later >= own.patience:
+                break
+        if best.step and chosen and phase.save_to:
+            if keeps:
+                chosen.rename(phase.save_to)
+        else:
+            save_merged(model, base, own, phase.save_to, tokenizer, keeps)
+        if not is_sharded(model):
+            model = unadapted(model).requires_grad_(True)
         base = phase.save_to or base
-    report({"phases": len(settings["phases"])})
-
-
-def start_model(start: Path, resume: Path | None) -> tuple[DiffusionLM, Path]:
-    """The model to train, and the folder of the model that an adapter of it adapts.
-
-    A checkpoint's adapter goes on being trained beside ``start``, wherever the run folder was moved
-    since: a phase with an adapter is the first after a saved model. A PEFT folder as ``start`` is merged.
-    """
-    if resume is None:
-        return load_model(start), start
-    trained = resume / "model"
-    if is_adapter_folder(trained):
-        return load_adapter(load_model(start), trained), start
-    return load_model(trained), trained
-
-
-def training_step(
-    loss_module: torch.nn.Module,
-    model: DiffusionLM,
-    optimizer: torch.optim.Optimizer,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Data,
-    config: Config,
-    phase: Phase,
-    step: int,
-) -> dict[str, Any]:
-    """One optimiser step on this worker's rows of the batch; the gradient is the whole batch's."""
-    started = time.perf_counter()
-    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    size, length = phase.config.batch_size, config.data.max_completion_length
-    rows = range(rank, size, world)
-    pairs = [
-        demonstration(
-            data,
-            tokenizer,
-            config,
-            phase,
-            demonstration_index(config.seed, phase, step * size + row),
-            model.config.eos_token_id,
-        )
-        for row in rows
-    ]
-    inputs = noised_inputs(
-        model,
-        [prompt for prompt, _ in pairs],
-        [completion for _, completion in pairs],
-        phase.config.eps,
-        config.seed,
-        phase.number,
-        step,
-        rows=rows,
-    )
-    loss = loss_module(*inputs) / (size * length)
-    (loss * world).backward()  # DDP averages over the workers
-    optimizer_config = phase.config.optimizer
-    rate = learning_rate(step, phase.config.steps, optimizer_config)
-    norm, _ = optimizer_step(model, optimizer, rate, optimizer_config)
-    total = loss.detach()
-    if world > 1:
-        dist.all_reduce(total)
-    return {
-        "stage": phase.stage,
-        "phase": phase.number,
-        "step": step + 1,
-        "loss": float(total),
-        "grad_norm": norm,
-        "learning_rate": rate,
-        "tokens_per_s": size * length / (time.perf_counter() - started),
-    }
-
-
-def demonstration_index(seed: int, phase: Phase, position: int) -> int:
-    """The demonstration at ``position`` of a phase: fresh ones without limit, or shuffled epochs of N."""
-    if phase.config.examples is None:
-        return position
-    epoch, offset = divmod(position, phase.config.examples)
-    order = rng.generator(seed, "demonstration order", phase.number, epoch).permutation(phase.config.examples)
-    return int(order[offset])
-
-
-def demonstration(
-    data: Data, tokenizer: PreTrainedTokenizerBase, config: Config, phase: Phase, index: int, eos_id: int
-) -> tuple[list[int], list[int]]:
-    """Token ids of demonstration ``index`` of a phase: the prompt, and the EOS-padded completion."""
-    example = data.train(index, stream=phase.stage)
-    draw = rng.generator(config.seed, "demonstration", phase.number, index)
-    try:
-        text = config.task.demonstration(example, phase.config.demonstrations, draw)
-        prompt = encode_prompt(tokenizer, example.prompt, config.data.max_prompt_length)
-        return prompt, encode_completion(tokenizer, text, config.data.max_completion_length, eos_id)
-    except ValueError as error:
-        raise DataError(f"{example.task} example {example.key}: {error}") from error
+    report({"phases": len(phases)})
 
 
 def stop_wished(
-    bulletin: ActorHandle, row: dict[str, Any], rank: int, model: DiffusionLM, deadline_s: float
+    bulletin: ActorHandle, row: dict[str, Any], keeps: bool, model: DiffusionLM, deadline_s: float
 ) -> bool:
     """Posts rank 0's row and tells every rank alike whether to stop."""
     wished = torch.zeros(1, device=next(model.parameters()).device)
-    if rank == 0:
+    if keeps:
         wished += ray.get(bulletin.post.remote(row), timeout=deadline_s)
     if dist.is_initialized():
         dist.broadcast(wished, src=0)

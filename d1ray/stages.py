@@ -16,6 +16,7 @@ from actors.pools import Pools
 from d1ray import summary
 from d1ray.config import ArchitectureConfig, Config
 from d1ray.curves import draw_curves
+from d1ray.demonstrations import Phase
 from d1ray.errors import ConfigError
 from d1ray.evaluate import Evaluation, Tokenizer, evaluate, held_out_prompts
 from d1ray.interrupt import Interrupt
@@ -35,7 +36,6 @@ from d1ray.progress import Progress, duration
 from d1ray.rl.rollout import Prompt
 from d1ray.run_folder import RunFolder
 from d1ray.sft import train_phases
-from d1ray.sft_worker import Phase
 from d1ray.summary import Sample, StageResult
 from d1ray.tasks.source import open_data
 from d1ray.train import reinforce

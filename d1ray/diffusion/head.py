@@ -25,6 +25,11 @@ def head_logps(hidden: Tensor, weight: Tensor, index: Tensor, tokens: Tensor) ->
         index: ``[T]`` the hidden state of each token.
         tokens: ``[T]``.
     """
+    if torch.is_autocast_enabled(
+        hidden.device.type
+    ):  # once for both passes: autocast sees the forward one only
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
     order = index.argsort(stable=True)
     logps = _HeadLogps.apply(hidden, weight, index[order], tokens[order])  # type: ignore[no-untyped-call]
     return torch.empty_like(logps).index_copy(0, order, logps)

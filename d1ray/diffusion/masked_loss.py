@@ -5,15 +5,27 @@
 The prompt is never noised. Padding EOS tokens belong to the completion: they teach stopping.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from d1ray.diffusion.head import head_logps
 from d1ray.diffusion.noise import forward_process
-from d1ray.diffusion.prompts import pad_prompts
 from d1ray.models import DiffusionLM
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """Token ids of a prompt, one at least, and of its completion, the EOS that pad it included."""
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
 
 
 class MaskedDiffusionLoss(nn.Module):
@@ -27,47 +39,87 @@ class MaskedDiffusionLoss(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        completions: Tensor,
+        position_ids: Tensor | None,
+        clean: Tensor,
         masked: Tensor,
         levels: Tensor,
     ) -> Tensor:
         """The summed loss, a scalar.
 
         Args:
-            input_ids: ``[B, P + L]`` with the completion's masked positions already replaced.
-            attention_mask: ``[B, P + L]`` or None.
-            completions: ``[B, L]`` the clean tokens.
+            input_ids: ``[B, W]`` with masked positions already replaced.
+            attention_mask, position_ids: as ``DiffusionLM.hidden`` takes them.
+            clean: ``[B, L]`` the tokens of the last L columns.
             masked: ``[B, L]`` bool.
-            levels: ``[B]`` t'.
+            levels: ``[B, L]`` the t' of each position's demonstration.
         """
-        length = completions.shape[1]
+        length = clean.shape[1]
         columns = torch.arange(input_ids.shape[1] - length, input_ids.shape[1], device=input_ids.device)
-        hidden = self.model.hidden(input_ids, attention_mask, at=columns.expand(len(input_ids), length))
-        tokens = completions[masked]
+        hidden = self.model.hidden(
+            input_ids, attention_mask, position_ids, at=columns.expand(len(input_ids), length)
+        )
+        tokens = clean[masked]
         index = torch.arange(len(tokens), device=tokens.device)
         logps = head_logps(hidden[masked], self.model.head_weight, index, tokens)
-        return -(logps * (1 / levels)[:, None].expand_as(masked)[masked]).sum()
+        return -(logps * (1 / levels)[masked]).sum()
 
 
 def noised_inputs(
     model: DiffusionLM,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
+    rows: Sequence[Sequence[int]],
+    demonstrations: Mapping[int, Demonstration] | Sequence[Demonstration],
     eps: float,
     seed: int,
     *counters: int,
-    rows: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """Arguments of ``MaskedDiffusionLoss.forward`` for B demonstrations of one completion length.
+    stream: str = "sft noise",
+    strata: int | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
+    """Arguments of ``MaskedDiffusionLoss.forward`` for rows of demonstrations.
 
-    The noise is keyed by ``seed``, ``counters`` and the rows' indices in the whole batch, ``rows``.
+    A row holds one demonstration or several, one after the other; it ends in the last column. In a row of
+    several each attends to itself alone and counts its positions from 0, as in a row of its own.
+
+    Args:
+        rows: B rows of indices of ``demonstrations``.
+        demonstrations: by their place in the whole batch, which keys their noise with ``seed``, ``stream``
+            and ``counters``.
+        strata: as for ``forward_process``.
     """
+    totals = [sum(len(demonstrations[i]) for i in row) for row in rows]
+    width, packed = max(totals), any(len(row) > 1 for row in rows)
+    length = width if packed else max(len(demonstrations[row[0]].completion) for row in rows)
+    ids = np.full((len(rows), width), model.config.pad_token_id, np.int64)
+    segments, positions = np.zeros_like(ids), np.zeros_like(ids)  # segment 0 is padding
+    masked = np.zeros((len(rows), width), bool)
+    levels = np.ones((len(rows), width), np.float32)
+    for row, members in enumerate(rows):
+        start = width - totals[row]
+        for number, i in enumerate(members, start=1):
+            one, size = demonstrations[i], len(demonstrations[i].completion)
+            end = start + len(one)
+            ids[row, start:end] = [*one.prompt, *one.completion]
+            segments[row, start:end], positions[row, start:end] = number, np.arange(len(one))
+            level, hidden = forward_process(
+                np.array([size]), size, eps, seed, *counters, rows=[i], stream=stream, strata=strata
+            )
+            masked[row, end - size : end], levels[row, end - size : end] = hidden[0], level[0]
+            start = end
+    attention: np.ndarray | None = None
+    if packed:
+        attention = segments[:, :, None] == segments[:, None, :]
+    elif min(totals) < width:
+        attention = segments
+    noised = np.where(masked, model.config.mask_token_id, ids)
     device = next(model.parameters()).device
-    clean = torch.tensor(completions, dtype=torch.long)
-    lengths = torch.full((len(clean),), clean.shape[1]).numpy()
-    levels, masked = forward_process(lengths, clean.shape[1], eps, seed, *counters, rows=rows)
-    ids, attention_mask = pad_prompts(prompts, clean.shape[1], model.config.pad_token_id, device)
-    hidden_positions, clean = torch.from_numpy(masked).to(device), clean.to(device)
-    noised = clean.masked_fill(hidden_positions, model.config.mask_token_id)
-    level = torch.from_numpy(levels).to(device)
-    return torch.cat([ids, noised], dim=1), attention_mask, clean, hidden_positions, level
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+    return (
+        tensor(noised),
+        None if attention is None else tensor(attention),
+        tensor(positions) if packed else None,
+        tensor(ids[:, width - length :]),
+        tensor(masked[:, width - length :]),
+        tensor(levels[:, width - length :]),
+    )

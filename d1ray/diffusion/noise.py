@@ -15,6 +15,8 @@ def forward_process(
     seed: int,
     *counters: int,
     rows: Sequence[int] | None = None,
+    stream: str = "sft noise",
+    strata: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Noise of masked-diffusion training (LLaDA, arXiv 2502.09992, Eq. 3): one t per row.
 
@@ -27,6 +29,9 @@ def forward_process(
         seed: the run's seed.
         counters: position in the stream, e.g. phase and step.
         rows: indices of these rows in the whole batch, when workers share it; by default all of it.
+        stream: of the randomness (``d1ray.rng``).
+        strata: draw row i's t from the i-th of so many equal parts of (0, 1), so that the rows together cover
+            all of it and their mean loss varies less.
 
     Returns:
         t' ``[B]`` and the mask ``[B, L]``.
@@ -34,8 +39,9 @@ def forward_process(
     levels = np.empty(len(lengths), np.float32)
     masks = np.zeros((len(lengths), width), bool)
     for row, (index, length) in enumerate(zip(rows or range(len(lengths)), lengths, strict=True)):
-        draw = rng.generator(seed, "sft noise", *counters, index)
-        levels[row] = (1 - eps) * draw.random(dtype=np.float32) + eps
+        draw = rng.generator(seed, stream, *counters, index)
+        t = draw.random(dtype=np.float32)
+        levels[row] = (1 - eps) * (t if strata is None else (index % strata + t) / strata) + eps
         masks[row, :length] = draw.random(int(length), dtype=np.float32) < levels[row]
     return levels, masks
 

@@ -49,7 +49,8 @@ class Scope:
 
     Attributes:
         cos, sin: ``[B or 1, 1, N, D]`` rotary angles of the N computed columns.
-        mask: ``[B, 1, 1, L]`` True where a column may be attended, or None for everywhere.
+        mask: ``[B, 1, 1, L]`` or, for each computed column its own, ``[B, 1, N, L]``: True where a column
+            may be attended. None for everywhere.
         queries: which of the N columns have an output; None for all. The others only give keys and values.
         layer: the block's place in ``cache``.
         cache: holds the keys and values of all L columns, or None when all are computed here.
@@ -89,12 +90,15 @@ def attend(
     q = rotate(q, cos, sin)
     if scope.cache is not None:
         k, v = scope.cache.update(scope.layer, k, v, scope.columns)  # [B, G, L, D]
-    heads, key_heads = q.shape[1], k.shape[1]
+    heads, key_heads, mask = q.shape[1], k.shape[1], scope.mask
+    if mask is not None and mask.shape[2] > 1:
+        mask = mask if scope.queries is None else scope.queries.take(mask, dim=2)
+        mask = mask.repeat(1, 1, heads // key_heads, 1)
     if heads != key_heads:
         # Every query sees the same columns, so the heads that share a key head can stand in line as
         # further queries of it: no copies of keys and values, and no kernel that knows of groups.
         q = q.unflatten(1, (key_heads, -1)).flatten(2, 3)
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=scope.mask)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if heads != key_heads:
         attended = attended.unflatten(2, (heads // key_heads, -1)).flatten(1, 2)
     return attended.transpose(1, 2).flatten(2)

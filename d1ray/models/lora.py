@@ -42,7 +42,7 @@ class LoRAConfig(Strict):
 
 
 def add_lora(model: DiffusionLM, config: LoRAConfig, seed: int = 0, name: str = POLICY) -> DiffusionLM:
-    """Freezes the model and adds an adapter to the targeted projections of every block, in place.
+    """Freezes the model and adds an fp32 adapter to the targeted projections of every block, in place.
 
     A ~ U(-1/sqrt(d), 1/sqrt(d)) keyed by ``seed``, B = 0: the model's output does not change until the
     adapter is trained. The first adapter stays the active one.
@@ -62,6 +62,9 @@ def add_lora(model: DiffusionLM, config: LoRAConfig, seed: int = 0, name: str = 
         model.peft_config[name].target_modules = set(config.targets)  # type: ignore[index, union-attr]
     for layer in _layers(model):
         layer.set_adapter(active)
+    for path, parameter in model.named_parameters():
+        if f".{name}." in path and ".lora_" in path:
+            parameter.data = parameter.data.float()  # updates of 1e-5 are lost in bf16
     with torch.no_grad():
         for index, (path, tensor) in enumerate(adapter_tensors(model, name).items()):
             tensor.zero_()

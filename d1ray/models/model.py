@@ -75,7 +75,8 @@ class DiffusionLM(nn.Module):
 
         Args:
             input_ids: ``[B, L]``.
-            attention_mask: ``[B, L]``, 0 at padding, or None when nothing is padded.
+            attention_mask: ``[B, L]``, 0 at padding, or None when nothing is padded; or ``[B, L, L]`` bool,
+                which columns (last) each column attends to: with ``position_ids``, and without a cache.
             position_ids: ``[B, L]``; by default positions count the tokens that are not padding,
                 so a left-padded row equals the same row unpadded.
             at: ``[B, K]`` columns to predict; None for all L.
@@ -89,8 +90,9 @@ class DiffusionLM(nn.Module):
 
         Raises:
             ValueError: ``input_ids`` has more columns than the model's context, a filled cache holds other
-                rows or columns than it has, gradients are to flow through a cache, or ``window`` is given
-                without a filled cache or without ``at``.
+                rows or columns than it has, gradients are to flow through a cache, ``window`` is given
+                without a filled cache or without ``at``, or ``attention_mask [B, L, L]`` without
+                ``position_ids`` or with a cache.
         """
         length, context = input_ids.shape[1], self.config.max_sequence_length
         if length > context:
@@ -104,13 +106,16 @@ class DiffusionLM(nn.Module):
             raise ValueError(
                 "window says what to compute with a filled cache, for columns at: give all three"
             )
+        pairwise = attention_mask is not None and attention_mask.dim() == 3
+        if pairwise and (position_ids is None or cache is not None):
+            raise ValueError("an attention_mask [B, L, L] needs position_ids, and goes without a cache")
         if position_ids is None:
             if attention_mask is None:
                 position_ids = torch.arange(length, device=input_ids.device)[None]
             else:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         first = None  # [B, 1], the first column that is not padding
-        if self.shifted and attention_mask is not None:
+        if self.shifted and attention_mask is not None and not pairwise:
             first = attention_mask.long().argmax(-1, keepdim=True)
         columns, queries = None, None
         if cache is not None and cache.filled and at is not None:
@@ -122,7 +127,9 @@ class DiffusionLM(nn.Module):
         elif at is not None:
             queries = Columns(self._source(at, first))
         cos, sin = rotary_angles(position_ids, self.config.head_size, self.config.rope_theta)
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        mask = None
+        if attention_mask is not None:
+            mask = attention_mask.bool()[:, None] if pairwise else attention_mask.bool()[:, None, None]
         x = self.embed(input_ids)
         for layer, block in enumerate(self.blocks()):
             last = layer == self.config.n_layers - 1

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from d1ray.config import OptimizerConfig
+from d1ray.models.sharding import whole
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -41,7 +42,7 @@ def optimizer_step(
     Returns:
         The gradient norm before clipping, and whether the step was applied.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)))
     applied = norm == norm and norm != float("inf")
     if applied:
         for group in optimizer.param_groups:

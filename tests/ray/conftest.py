@@ -10,13 +10,13 @@ import psutil
 import pytest
 import ray
 
+from d1ray.demonstrations import Demonstrations, Phase
 from d1ray.diffusion import MaskedDiffusionLoss
+from d1ray.masked_training import training_step
 from d1ray.models import load_model, load_tokenizer, save_model
 from d1ray.recipe import load_config
 from d1ray.rl.optimizer import adamw
-from d1ray.sft_worker import Phase, training_step
 from d1ray.stages import make_model
-from d1ray.tasks.source import open_data
 
 SMALL = [
     "sft=null",
@@ -109,9 +109,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pretrain", 0, config.model.make.pretraining[0].model_copy(update={"steps": 80, "batch_size": 32})
     )
     loss, optimizer = MaskedDiffusionLoss(model), adamw(model, phase.config.optimizer)
-    data = open_data(config.task, None, 0)
+    demonstrations = Demonstrations(config, phase, tokenizer, model.config.eos_token_id)
     for step in range(phase.config.steps):
-        training_step(loss, model, optimizer, tokenizer, data, config, phase, step)
+        training_step(loss, model, optimizer, demonstrations, step)
     save_model(model, folder, tokenizer)
     return folder
 

@@ -18,16 +18,17 @@ from actors.policy import policy_of_folder
 from actors.pools import Pools
 from d1ray import checkpoint, schema
 from d1ray.config import Config
+from d1ray.demonstrations import Demonstrations, Phase
 from d1ray.diffusion import MaskedDiffusionLoss
 from d1ray.evaluate import evaluate, held_out_prompts
 from d1ray.interrupt import Interrupted
+from d1ray.masked_training import training_step
 from d1ray.models import load_model, load_tokenizer
 from d1ray.progress import Progress
 from d1ray.recipe import load_config
 from d1ray.rl.optimizer import adamw
 from d1ray.rl.rollout import Request
 from d1ray.run_folder import RunFolder
-from d1ray.sft_worker import Phase, training_step
 from d1ray.stages import run_recipe, supervised_stages
 from d1ray.tasks.source import open_data
 from d1ray.train import reinforce
@@ -294,9 +295,9 @@ def test_sft_on_two_workers_equals_plain_single_process_training(
     assert config.sft is not None
     phase = Phase("sft", 1000, config.sft)
     optimizer = adamw(model, config.sft.optimizer)
-    data = open_data(config.task, None, config.seed)
+    demonstrations = Demonstrations(config, phase, tokenizer, model.config.eos_token_id)
     for step in range(4):
-        training_step(MaskedDiffusionLoss(model), model, optimizer, tokenizer, data, config, phase, step)
+        training_step(MaskedDiffusionLoss(model), model, optimizer, demonstrations, step)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
 

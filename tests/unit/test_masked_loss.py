@@ -18,7 +18,7 @@ class Chosen(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(probabilities).log())
 
-    def hidden(self, input_ids, attention_mask=None, *, at):
+    def hidden(self, input_ids, attention_mask=None, position_ids=None, *, at):
         before = torch.full(
             (input_ids.shape[1] - len(self.logits), self.logits.shape[1]), torch.nan
         )  # not scored
@@ -36,9 +36,8 @@ PROBABLE = [[0.125, 0.25, 0.5, 0.125], [0.25, 0.25, 0.25, 0.25], [0.25, 0.25, 0.
 def loss_of(model, completions, masked, levels):
     rows = len(completions)
     ids = torch.cat([torch.full((rows, 2), 3), torch.tensor(completions)], dim=1)
-    return MaskedDiffusionLoss(model)(
-        ids, None, torch.tensor(completions), torch.tensor(masked), torch.tensor(levels)
-    )
+    every = torch.tensor(levels)[:, None].expand(rows, 3)
+    return MaskedDiffusionLoss(model)(ids, None, None, torch.tensor(completions), torch.tensor(masked), every)
 
 
 def test_the_loss_is_cross_entropy_at_masked_tokens_over_t():
@@ -80,6 +79,6 @@ def test_a_real_models_loss_is_that_of_its_logits(model):
     ids = torch.tensor([[4, 5, MASK, 7, MASK]])
     completions, masked = torch.tensor([[6, 7, EOS]]), torch.tensor([[True, False, True]])
     with torch.no_grad():
-        loss = MaskedDiffusionLoss(model)(ids, None, completions, masked, torch.tensor([0.25]))
+        loss = MaskedDiffusionLoss(model)(ids, None, None, completions, masked, torch.full((1, 3), 0.25))
         logps = model(ids)[0].log_softmax(-1)
     assert float(loss.detach()) == pytest.approx(-4 * float(logps[2, 6] + logps[4, EOS]), rel=1e-5)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from d1ray.diffusion import forward_process, noised_inputs, prompt_mask
+from d1ray.diffusion import Demonstration, forward_process, noised_inputs, prompt_mask
 
 EPS, ROWS, LENGTH = 1e-3, 4000, 50
 
@@ -68,6 +68,14 @@ def test_workers_that_share_a_batch_draw_the_whole_batchs_noise():
         assert (own_masked == masked[rank::2]).all()
 
 
+def test_strata_cover_the_levels_evenly_and_leave_them_uniform():
+    levels, _ = forward_process(np.full(8, 4), 4, 0.0, 0, strata=8)
+    assert (np.floor(levels * 8) == np.arange(8)).all()
+    places = [forward_process(np.full(8, 4), 4, 0.0, seed, strata=8)[0] * 8 % 1 for seed in range(500)]
+    # 4,000 uniform places within the strata: mean 1/2, deviation sqrt(1/12/4000) = .0046.
+    assert np.mean(places) == pytest.approx(0.5, abs=4 * 0.0046)
+
+
 @pytest.mark.parametrize("key", [(1, 5), (0, 6), (0, 5, 0)])
 def test_another_seed_or_counter_gives_other_noise(key):
     levels, _ = forward_process(np.full(3, 8), 8, EPS, 0, 5)
@@ -77,20 +85,22 @@ def test_another_seed_or_counter_gives_other_noise(key):
 def test_the_prompt_is_never_noised(model):
     prompts = [[4, 11, 5], [7]]
     completions = [[2, 3, 0, 0], [9, 8, 7, 0]]
-    ids, attention_mask, clean, masked, levels = noised_inputs(model, prompts, completions, 1.0, 0, 3)
+    pairs = [Demonstration(*pair) for pair in zip(prompts, completions, strict=True)]
+    ids, attention_mask, _, clean, masked, levels = noised_inputs(model, [[0], [1]], pairs, 1.0, 0, 3)
     assert ids.tolist() == [[4, 11, 5, 1, 1, 1, 1], [0, 0, 7, 1, 1, 1, 1]]  # eps 1 masks all the rest
     assert attention_mask.tolist() == [[1] * 7, [0, 0] + [1] * 5]
     assert clean.tolist() == completions
     assert masked.all()
-    assert levels.tolist() == [1, 1]
+    assert levels.tolist() == [[1] * 4] * 2
 
 
 def test_noised_inputs_are_the_forward_process_applied(model):
     completions = [[2, 3, 4, 5, 6, 7, 8, 9]] * 5
-    ids, _, clean, masked, levels = noised_inputs(model, [[4]] * 5, completions, EPS, 7, 1, 2)
+    pairs = [Demonstration([4], completion) for completion in completions]
+    ids, _, _, clean, masked, levels = noised_inputs(model, [[i] for i in range(5)], pairs, EPS, 7, 1, 2)
     expected_levels, expected = forward_process(np.full(5, 8), 8, EPS, 7, 1, 2)
     assert (masked.numpy() == expected).all()
-    assert (levels.numpy() == expected_levels).all()
+    assert (levels.numpy() == expected_levels[:, None]).all()
     assert (ids[:, 1:].numpy() == np.where(expected, 1, clean.numpy())).all()
     assert 0 < expected.sum() < 40
 

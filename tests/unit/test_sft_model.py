@@ -12,7 +12,7 @@ from d1ray.models import load_model, save_model
 from d1ray.models.adapter_folder import save_adapter
 from d1ray.models.lora import LoRAConfig, adapter_tensors, add_lora, has_lora, unadapted
 from d1ray.rl.optimizer import adamw, optimizer_step
-from d1ray.sft_worker import start_model
+from d1ray.sft_model import start_model
 
 IDS = torch.tensor([[4, 11, 5, 2, 1, 1]])
 LORA = LoRAConfig(r=3, alpha=6)

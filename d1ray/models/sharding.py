@@ -1,0 +1,70 @@
+"""FSDP2: a model whose weights, gradients and optimiser state are spread over the ranks of a process group.
+
+Every function here that gathers or scatters is collective: all ranks call it, in the same order.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from d1ray.models.lora import LoRAConfig, add_lora
+from d1ray.models.model import DiffusionLM
+
+
+def shard(module: nn.Module, model: DiffusionLM, device: torch.device) -> None:
+    """Spreads the weights of ``module``, which calls ``model``, over all ranks, in place.
+
+    A block's weights are whole on a rank only while it computes that block; those of no block as long as
+    ``module`` runs.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in model.blocks():
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's weights are spread over ranks."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, on every rank; one that is not sharded as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, target: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, if ``target`` is sharded."""
+    if not isinstance(target, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, one after the other; nothing where this rank is not to ``keep`` them."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if keep:
+            found[name] = full.cpu()
+    return found
+
+
+def unsharded(model: DiffusionLM, lora: LoRAConfig | None, keep: bool) -> DiffusionLM | None:
+    """A whole copy on the CPU of a sharded model, with the adapter that ``lora`` describes; on ranks that do
+    not ``keep`` it None."""
+    state: dict[str, Any] = gathered(model.state_dict(), keep)
+    if not keep:
+        return None
+    with torch.device("meta"):
+        copy = type(model)(model.config)
+        if lora is not None:
+            add_lora(copy, lora)
+    copy.load_state_dict(state, assign=True)
+    return copy

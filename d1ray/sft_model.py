@@ -1,0 +1,89 @@
+"""The model in supervised training: what it starts from, and what of it is written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from d1ray import checkpoint
+from d1ray.config import MaskedTrainingConfig, SFTConfig
+from d1ray.demonstrations import Phase
+from d1ray.models import DiffusionLM, load_model, save_model
+from d1ray.models.adapter_folder import is_adapter_folder, load_adapter
+from d1ray.models.lora import adapter_tensors, add_lora, unadapted
+from d1ray.models.sharding import is_sharded, unsharded
+
+
+def resumable(root: Path, phases: Sequence[Phase]) -> Path | None:
+    """The newest checkpoint if it was taken within one of ``phases``."""
+    newest = checkpoint.latest(root)
+    if newest and checkpoint.load_state(newest)["phase"] in {phase.number for phase in phases}:
+        return newest
+    return None
+
+
+def frozen_dtype(config: MaskedTrainingConfig) -> torch.dtype:
+    """Of the weights before an adapter is added: frozen ones need no more bits than the computation."""
+    frozen = isinstance(config, SFTConfig) and config.lora is not None
+    return torch.bfloat16 if frozen and config.precision == "bf16" else torch.float32
+
+
+def start_model(
+    start: Path, resume: Path | None, dtype: torch.dtype = torch.float32
+) -> tuple[DiffusionLM, Path]:
+    """The model to train, and the folder of the model that an adapter of it adapts.
+
+    A checkpoint's adapter goes on being trained beside ``start``, wherever the run folder was moved
+    since: a phase with an adapter is the first after a saved model. A PEFT folder as ``start`` is merged.
+    """
+    if resume is None:
+        return load_model(start, dtype), start
+    trained = resume / "model"
+    if is_adapter_folder(trained):
+        return load_adapter(load_model(start, dtype), trained), start
+    return load_model(trained, dtype), trained
+
+
+def save_merged(
+    model: DiffusionLM,
+    base: Path,
+    config: SFTConfig,
+    folder: Path | None,
+    tokenizer: PreTrainedTokenizerBase,
+    keeps: bool,
+) -> None:
+    """Writes the model with its adapter merged; every rank calls it, and one ``keeps`` the file.
+
+    An adapter of bf16 weights is merged into the weights of ``base`` in fp32.
+    """
+    if folder is None:
+        return
+    plain = unsharded(model, config.lora, keeps) if is_sharded(model) else model
+    if not keeps or plain is None:
+        return
+    if config.lora and frozen_dtype(config) != torch.float32:
+        merged = add_lora(load_model(base), config.lora)
+        trained = adapter_tensors(plain)
+        for name, tensor in adapter_tensors(merged).items():
+            tensor.copy_(trained[name])
+        plain = merged
+    save_model(unadapted(plain), folder, tokenizer)
+
+
+def save_checkpoint(
+    root: Path,
+    state: dict[str, Any],
+    model: DiffusionLM,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: PreTrainedTokenizerBase,
+    config: SFTConfig,
+    base: Path,
+    keeps: bool,
+) -> None:
+    """Writes a checkpoint; every rank calls it, and one ``keeps`` it."""
+    plain = unsharded(model, config.lora, keeps) if is_sharded(model) else model
+    tensors = {"optimizer": checkpoint.optimizer_tensors(optimizer, keeps)}
+    if keeps and plain is not None:
+        checkpoint.save(root, state["step"], plain, tokenizer, tensors, state, 1, base)
