@@ -1,4 +1,4 @@
-"""The layout of a step: every demonstration once, little padding, the same number of micro-batches a worker."""
+"""The layout of a step: every demonstration once, little padding, equally many micro-batches a worker."""
 
 import numpy as np
 import pytest

@@ -75,7 +75,7 @@ def test_validation_demonstrations_are_never_trained_on(gsm8k_file, tokenizer):
 
 
 def test_a_demonstration_that_does_not_fit_is_named(gsm8k_file, tokenizer):
-    run, phase = sft_phase(gsm8k_file)
+    run, _ = sft_phase(gsm8k_file)
     tight = run.sft.data.model_copy(update={"max_completion_length": 20})
     run = run.model_copy(update={"sft": run.sft.model_copy(update={"data": tight})})
     with pytest.raises(DataError, match=r"gsm8k example What is .*overlong=truncate"):

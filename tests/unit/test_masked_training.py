@@ -1,4 +1,4 @@
-"""A training step gives one gradient, however its batch is laid out; the validation loss is a fixed quantity."""
+"""A step gives one gradient, however its batch is laid out; the validation loss is a fixed quantity."""
 
 import numpy as np
 import pytest
