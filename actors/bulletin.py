@@ -6,14 +6,12 @@ from typing import Any
 class Bulletin:
     """Rows posted by rank 0, read by the driver; a stop wish set by the driver, read by rank 0.
 
-    It outlives the workers, which Ray Train starts anew when one dies: so it also keeps the error after
-    which a new start is of no use.
+    It outlives the workers, which Ray Train starts anew when one dies.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.stop_wished = False
-        self.failure: Exception | None = None
 
     def post(self, row: dict[str, Any]) -> bool:
         """Adds a row. Returns whether the run should checkpoint and stop."""
@@ -28,11 +26,3 @@ class Bulletin:
     def stop(self) -> None:
         """Asks the run to checkpoint and stop."""
         self.stop_wished = True
-
-    def fail(self, error: Exception) -> None:
-        """Says that the run cannot be carried out; the first error counts."""
-        self.failure = self.failure or error
-
-    def failed(self) -> Exception | None:
-        """The error that ``fail`` was told."""
-        return self.failure

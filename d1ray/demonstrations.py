@@ -68,6 +68,15 @@ class Demonstrations:
         """At most ``n`` demonstrations that no stage trains on, the same for every seed."""
         return [self._encode(e, i) for i, e in enumerate(self._data.examples("validation", n))]
 
+    def check(self) -> None:
+        """Encodes every row of a file, or the first of generated demonstrations.
+
+        Raises:
+            DataError: one does not fit; names it.
+        """
+        for index, example in enumerate(self._data.rows("train") or [self._data.train(0, self.phase.stage)]):
+            self._encode(example, index)
+
     def _encode(self, example: Example, index: int) -> Demonstration:
         config, seed, number = self.phase.config, self.config.seed, self.phase.number
         draw = rng.generator(seed, "demonstration", number, index)

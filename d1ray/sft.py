@@ -18,6 +18,7 @@ from actors.bulletin import Bulletin
 from d1ray import checkpoint
 from d1ray.config import Config
 from d1ray.demonstrations import Phase
+from d1ray.errors import UserError
 from d1ray.interrupt import Interrupted
 from d1ray.progress import Progress, Stage
 from d1ray.run_folder import RunFolder
@@ -40,7 +41,6 @@ def train_phases(
     When a worker dies, all start again from the newest checkpoint.
 
     Raises:
-        UserError: a demonstration cannot be trained on.
         Interrupted: a signal came; a checkpoint was written and the same call continues from it.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -87,14 +87,18 @@ def train_phases(
     fitting = threading.Thread(target=fit, daemon=True)  # outside the main thread fit() leaves SIGINT to us
     fitting.start()
     follow(phases, bulletin, fitting, run, progress, interrupt, c.deadline_s)
-    error = ray.get(bulletin.failed.remote(), timeout=c.deadline_s)
     ray.kill(bulletin)
-    for failure in [error, *failures]:
-        if failure is not None:
-            raise failure
+    for failure in failures:
+        raise cause_of(failure)
     if interrupt():
         raise Interrupted
     shutil.rmtree(root, ignore_errors=True)  # the models are saved; a later phase must not resume from here
+
+
+def cause_of(failure: BaseException) -> BaseException:
+    """The error a person can act on that made the workers fail, if there is one; else ``failure``."""
+    workers = getattr(failure, "worker_failures", {})
+    return next((error for error in workers.values() if isinstance(error, UserError)), failure)
 
 
 def follow(

@@ -14,7 +14,6 @@ from d1ray import checkpoint
 from d1ray.config import Config, SFTConfig
 from d1ray.demonstrations import Demonstrations, Phase
 from d1ray.diffusion import MaskedDiffusionLoss
-from d1ray.errors import UserError
 from d1ray.masked_training import training_step, validation_loss
 from d1ray.models import DiffusionLM, load_tokenizer
 from d1ray.models.lora import add_lora, has_lora, unadapted
@@ -33,23 +32,10 @@ class Best:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """What each TorchTrainer worker runs: the phases, from the newest checkpoint within them.
+    """What each TorchTrainer worker runs: the phases in turn, from the newest checkpoint within them.
 
-    Ray Train calls it again after a worker's death. An error that a person has to act on would only come
-    again, so it is left at the bulletin, and the next call does nothing.
+    Ray Train calls it again after a worker's death. A phase with validation, or sharded, is the last one.
     """
-    bulletin, deadline_s = settings["bulletin"], settings["config"].cluster.deadline_s
-    if ray.get(bulletin.failed.remote(), timeout=deadline_s):
-        return
-    try:
-        train_phases(settings)
-    except UserError as error:
-        ray.get(bulletin.fail.remote(error), timeout=deadline_s)
-        raise
-
-
-def train_phases(settings: dict[str, Any]) -> None:
-    """Trains the phases in turn. A phase with validation, or sharded, is the last one."""
     from ray.train import get_context, report
     from ray.train.torch import get_device, prepare_model
 

@@ -16,7 +16,7 @@ from actors.pools import Pools
 from d1ray import summary
 from d1ray.config import ArchitectureConfig, Config
 from d1ray.curves import draw_curves
-from d1ray.demonstrations import Phase
+from d1ray.demonstrations import Demonstrations, Phase
 from d1ray.errors import ConfigError
 from d1ray.evaluate import Evaluation, Tokenizer, evaluate, held_out_prompts
 from d1ray.interrupt import Interrupt
@@ -63,6 +63,8 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         tokenizer, data.examples("validation", config.evaluation.validation_examples), limit
     )
     held_out_prompts(tokenizer, data.rows("train"), limit)  # a prompt that is too long is named now
+    for phase in phases_of(config):
+        Demonstrations(config, phase, tokenizer, tokenizer.eos_token_id).check()
     reinforces = last == "rl" and config.rl is not None
     console = Console()
     clock = Clock()
@@ -125,22 +127,35 @@ def supervised_stages(
 ) -> dict[str, Path]:
     """The model folders of "base" and, where the recipe has it, "sft"; trained unless they exist already."""
     stages = {"base": config.model.path or run.models / "base"}
-    start, phases = stages["base"], []
-    if config.model.make is not None and not start.exists():
-        start = run.models / "initial"
-        make_model(config.model.make, config.seed, start)
-        phases += [Phase(f"pretrain-{n + 1}", n, c) for n, c in enumerate(config.model.make.pretraining)]
-        if phases:
-            phases[-1] = replace(phases[-1], save_to=stages["base"])
-        else:
-            start = start.rename(stages["base"])
+    start, phases = stages["base"], phases_of(config)
     if config.sft is not None:
         stages["sft"] = run.models / "sft"
-        if not stages["sft"].exists():
-            phases.append(Phase("sft", SFT_PHASE, config.sft, save_to=stages["sft"]))
+        if stages["sft"].exists():
+            phases = [phase for phase in phases if phase.stage != "sft"]
+    if start.exists() or config.model.make is None:
+        phases = [phase for phase in phases if phase.stage == "sft"]
+    else:
+        start = run.models / "initial"
+        make_model(config.model.make, config.seed, start)
+        if not config.model.make.pretraining:
+            start = start.rename(stages["base"])
     if phases:
         train_phases(config, phases, start, run, progress, interrupt)
     return stages
+
+
+def phases_of(config: Config) -> list[Phase]:
+    """All phases of supervised training, in turn; the last of pre-training and SFT write models."""
+    assert config.run_dir is not None
+    models = config.run_dir / "models"
+    phases = []
+    if config.model.make is not None:
+        phases = [Phase(f"pretrain-{n + 1}", n, c) for n, c in enumerate(config.model.make.pretraining)]
+        if phases:
+            phases[-1] = replace(phases[-1], save_to=models / "base")
+    if config.sft is not None:
+        phases.append(Phase("sft", SFT_PHASE, config.sft, save_to=models / "sft"))
+    return phases
 
 
 def make_model(architecture: ArchitectureConfig, seed: int, folder: Path) -> None:

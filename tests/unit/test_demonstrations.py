@@ -79,4 +79,4 @@ def test_a_demonstration_that_does_not_fit_is_named(gsm8k_file, tokenizer):
     tight = run.sft.data.model_copy(update={"max_completion_length": 20})
     run = run.model_copy(update={"sft": run.sft.model_copy(update={"data": tight})})
     with pytest.raises(DataError, match=r"gsm8k example What is .*overlong=truncate"):
-        Demonstrations(run, Phase("sft", 1000, run.sft), tokenizer, EOS).at(0)
+        Demonstrations(run, Phase("sft", 1000, run.sft), tokenizer, EOS).check()
