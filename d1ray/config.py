@@ -3,11 +3,11 @@
 The defaults are d1's published hyper-parameters (arXiv 2504.12216, Section 4 and Appendix B).
 """
 
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
@@ -15,14 +15,24 @@ from pydantic import (
     SerializeAsAny,
     model_validator,
 )
+from transformers import PreTrainedTokenizerBase
 
 from d1ray.diffusion.sampler_config import SamplerConfig
-from d1ray.models.hub import HUB_ID
+from d1ray.models.chat import prompt_fits
 from d1ray.models.lora import LoRAConfig
 from d1ray.rl.algorithms import Algorithm, DiffuGRPO, load_algorithm
 from d1ray.rl.mismatch import MismatchConfig
-from d1ray.settings import AbsolutePath, MomentumDecay, NonNegativeInt, PositiveInt, Probability, Strict
-from d1ray.tasks import Task, load_task
+from d1ray.settings import (
+    AbsolutePath,
+    LocalOrHub,
+    MomentumDecay,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    Strict,
+)
+from d1ray.tasks import Example, Task, load_task
+from d1ray.tasks.source import Data, open_data
 from d1ray.tasks.task import DemonstrationStyle
 
 
@@ -94,15 +104,10 @@ def load_optional_task(value: Any) -> Task | None:
     return None if value is None else load_task(value)
 
 
-def local_or_hub(path: Path) -> Path:
-    """An absolute path, unless nothing is there and the name is that of a model on the hub: ``org/name``."""
-    return path if not path.exists() and HUB_ID.fullmatch(str(path)) else path.absolute()
-
-
 class ModelConfig(Strict):
     """Where the model comes from: a Hugging Face folder or hub id, or an architecture to make."""
 
-    path: Annotated[Path, AfterValidator(local_or_hub)] | None = Field(None, description="folder or hub id")
+    path: LocalOrHub | None = Field(None, description="folder or hub id")
     make: ArchitectureConfig | None = None
 
     @model_validator(mode="after")
@@ -113,13 +118,26 @@ class ModelConfig(Strict):
 
 
 class DataConfig(Strict):
-    """Where examples come from: the task's generator, or Parquet/JSONL files."""
+    """Where examples come from: the task's generator, files, or the Hugging Face hub."""
 
-    path: AbsolutePath | None = Field(
-        None, description="file, or folder with train.* and test.*; null: generated"
+    path: LocalOrHub | None = Field(
+        None,
+        description="file, folder with train.* and test.*, or hub id; null: generated, or the task's own on "
+        "the hub",
     )
+    subset: str | None = Field(None, description="configuration of a hub data set, e.g. main")
+    columns: Mapping[str, str] = Field({}, description="the data's name of a column the task reads")
+    overlong_prompts: Literal["error", "drop"] = Field("error", description="rows with too long a prompt")
     max_prompt_length: PositiveInt = Field(200, description="tokens, chat template included")
     max_completion_length: PositiveInt = Field(256, description="tokens; SFT pads completions to it with EOS")
+
+    def open(self, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase) -> Data:
+        """The examples of ``task``. Raises ``DataError`` (``d1ray.tasks.source.open_data``)."""
+        keeps = partial(self._fits, tokenizer) if self.overlong_prompts == "drop" else None
+        return open_data(task, self.path, seed, subset=self.subset, columns=self.columns, keeps=keeps)
+
+    def _fits(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
+        return prompt_fits(tokenizer, example.prompt, self.max_prompt_length, example.prefill)
 
 
 class SFTConfig(MaskedTrainingConfig):

@@ -12,7 +12,7 @@ from d1ray.diffusion import Demonstration
 from d1ray.errors import DataError
 from d1ray.models import encode_prompt
 from d1ray.tasks import Example, Task
-from d1ray.tasks.source import Data, open_data
+from d1ray.tasks.source import Data
 
 CACHED = 4096  # demonstrations kept as token ids
 
@@ -53,7 +53,7 @@ class Demonstrations:
 
     def __post_init__(self) -> None:
         self.task, self.limits = source_of(self.config, self.phase)
-        self._data = open_data(self.task, self.limits.path, self.config.seed)
+        self._data = self.limits.open(self.task, self.config.seed, self.tokenizer)
 
     def at(self, position: int) -> Demonstration:
         """The demonstration at ``position`` of the phase: step times batch size plus place in the batch."""

@@ -37,7 +37,6 @@ from d1ray.rl.rollout import Prompt
 from d1ray.run_folder import RunFolder
 from d1ray.sft import train_phases
 from d1ray.summary import Sample, StageResult
-from d1ray.tasks.source import open_data
 from d1ray.train import reinforce
 
 SFT_PHASE = 1000  # keys SFT's randomness, whatever number of pre-training phases comes before it
@@ -56,7 +55,7 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
     assert config.run_dir is not None
     check_model(config)
     tokenizer = load_tokenizer(config.model.path) if config.model.path else character_tokenizer()
-    data = open_data(config.task, config.data.path, config.seed)
+    data = config.data.open(config.task, config.seed, tokenizer)
     limit = config.data.max_prompt_length
     tests = held_out_prompts(tokenizer, data.examples("test", config.evaluation.examples), limit)
     validation = held_out_prompts(

@@ -13,12 +13,25 @@ def encode_prompt(
     Raises:
         ValueError: more than ``limit`` tokens.
     """
+    ids = _prompt_ids(tokenizer, prompt, prefill)
+    if len(ids) > limit:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens, more than data.max_prompt_length={limit}; raise it, or leave "
+            f"such rows out with data.overlong_prompts=drop"
+        )
+    return ids
+
+
+def prompt_fits(tokenizer: PreTrainedTokenizerBase, prompt: str, limit: int, prefill: str = "") -> bool:
+    """Whether ``encode_prompt`` needs no more than ``limit`` tokens."""
+    return len(_prompt_ids(tokenizer, prompt, prefill)) <= limit
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, prefill: str) -> list[int]:
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
     )
     ids = [*ids, *tokenizer(prefill, add_special_tokens=False).input_ids] if prefill else ids
-    if len(ids) > limit:
-        raise ValueError(f"the prompt has {len(ids)} tokens, more than data.max_prompt_length={limit}")
     return [int(i) for i in ids]
 
 

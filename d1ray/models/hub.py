@@ -1,18 +1,16 @@
 """Where a model lies: a local folder, or a download from the Hugging Face hub."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
 from d1ray.errors import ModelError
+from d1ray.settings import HUB_ID
 
 # Never code, never pickle. Text first: a tokenizer or a configuration needs no gigabytes of weights.
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 ALL_FILES = (*TEXT_FILES, "*.safetensors")
-
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def model_folder(source: Path | str, files: Sequence[str] = ALL_FILES) -> Path:

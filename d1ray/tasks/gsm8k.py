@@ -28,6 +28,7 @@ class GSM8K(Task):
 
     placeholders: ClassVar[tuple[str, ...]] = ("question",)
     rewards: ClassVar[tuple[str, ...]] = ("xml_count", "soft_format", "strict_format", "integer", "correct")
+    hub: ClassVar[tuple[str, str | None] | None] = ("openai/gsm8k", "main")
 
     name: Literal["gsm8k"] = "gsm8k"
     template: str = TEMPLATE

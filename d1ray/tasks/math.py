@@ -21,6 +21,7 @@ class Math(Task):
 
     placeholders: ClassVar[tuple[str, ...]] = ("problem",)
     rewards: ClassVar[tuple[str, ...]] = ("correct", "format")
+    hub: ClassVar[tuple[str, str | None] | None] = ("nlile/hendrycks-MATH-benchmark", None)
 
     name: Literal["math"] = "math"
     template: str = TEMPLATE

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,34 @@ from d1ray.tasks.verl import from_verl, is_verl
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 
-def load_examples(task: Task, path: Path) -> list[Example]:
+Row = tuple[str, dict[str, Any]]  # its place, e.g. ``train.jsonl, line 3``, and its columns
+
+
+def load_examples(task: Task, path: Path, columns: Mapping[str, str] | None = None) -> list[Example]:
     """All examples of a file, in its order; a problem that occurs again is kept once."""
+    return examples_of(task, load_rows(path), columns or {})
+
+
+def examples_of(task: Task, rows: Iterable[Row], columns: Mapping[str, str]) -> list[Example]:
+    """Rows as examples; a problem that occurs again is kept once.
+
+    Args:
+        columns: the data's name of each column that the task knows by another.
+
+    Raises:
+        DataError: a row lacks a column or holds a wrong value; names the row.
+    """
     examples: dict[str, Example] = {}
-    for place, row in load_rows(path):
+    for place, row in rows:
         try:
-            example = _example(task, row)
+            example = _example(task, row | {name: row[found] for name, found in columns.items()})
         except KeyError as error:
             column = error.args[0]
             if column in row:
                 raise
             raise DataError(
-                f"{place}: column {column!r} is missing; found {', '.join(row) or 'none'}"
+                f"{place}: column {column!r} is missing; found {', '.join(row) or 'none'} "
+                f"(data.columns.NAME=FOUND renames one)"
             ) from None
         except ValueError as error:
             raise DataError(f"{place}: {error}") from None
@@ -44,8 +60,8 @@ def _example(task: Task, row: dict[str, Any]) -> Example:
     return example if prompt is None else replace(example, prompt=prompt)
 
 
-def load_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a Parquet, JSONL or CSV file, each with its place, e.g. ``train.jsonl, line 3``."""
+def load_rows(path: Path) -> list[Row]:
+    """The rows of a Parquet, JSONL or CSV file."""
     if not path.is_file():
         raise DataError(f"{path}: no such file (looked in {Path.cwd()})")
     if path.suffix not in SUFFIXES:
@@ -56,12 +72,12 @@ def load_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(path: Path) -> Iterator[Row]:
     for number, row in enumerate(pq.read_table(path).to_pylist(), start=1):
         yield f"{path}, row {number}", row
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(path: Path) -> Iterator[Row]:
     """Cells are text, as digits may be a puzzle; a list is written as JSON."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
@@ -84,7 +100,7 @@ def _cell(place: str, text: str) -> Any:
         raise DataError(f"{place}: {text:.60} is not a JSON list: {error}") from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         place = f"{path}, line {number}"
         try:

@@ -1,10 +1,11 @@
-"""Where a run's examples come from: the task's generator, or files. ``open_data`` is the way in.
+"""Where a run's examples come from: the task's generator, files, or the hub. ``open_data`` is the way in.
 
 Both kinds are pure functions of an index, so the index is the whole data position: a resumed run goes on with
 the next one. The splits never share a problem. ``stream`` separates two uses of the training split, such as
 SFT and RL: generated streams are drawn independently, streams over a file hold its rows in different orders.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 
 from d1ray.errors import DataError
 from d1ray.rng import generator
-from d1ray.tasks.rows import SUFFIXES, load_examples
+from d1ray.settings import HUB_ID
+from d1ray.tasks.hub_data import hub_rows
+from d1ray.tasks.rows import SUFFIXES, Row, examples_of, load_rows
 from d1ray.tasks.task import Example, Split, Task
 
 FIXED_SEED = 0  # of evaluation sets: runs with different seeds are judged on the same examples
@@ -36,26 +39,50 @@ class Data(Protocol):
         ...
 
 
-def open_data(task: Task, path: Path | None, seed: int) -> Data:
-    """The examples of ``task``: generated where ``path`` is ``None``, else those of a file or folder.
+def open_data(
+    task: Task,
+    path: Path | None,
+    seed: int,
+    *,
+    subset: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    keeps: Callable[[Example], bool] | None = None,
+) -> Data:
+    """The examples of ``task``.
 
-    A single file is divided by ``task.split_of``. A folder holds ``train.*`` and ``test.*``; its validation
-    split is what ``task.split_of`` carves from train, and problems of the test file are dropped from both.
+    Splits that the data does not have are what ``task.split_of`` carves from its train split, or from its
+    only one; problems of the test split are dropped from the others.
 
-    Raises ``DataError`` for a missing or malformed file, and for a split that comes out empty.
+    Args:
+        path: a file; a folder with ``train.*`` and ``test.*``, or laid out as a hub data set; a hub id.
+            ``None``: examples are generated, or the task's own data set on the hub is read.
+        subset: which configuration of a hub data set.
+        columns: the data's name of each column that the task knows by another.
+        keeps: rows for which it is false are left out of every split, and counted.
+
+    Raises:
+        DataError: data that is missing or malformed, or a split that comes out empty.
     """
-    if path is None:
-        if type(task).draw is Task.draw:
-            raise DataError(f"task {task.name} generates no examples: give data.path=FILE or a folder")
+    if path is None and type(task).draw is not Task.draw:
         return GeneratedData(task, seed)
-    splits = _divide_folder(task, path) if path.is_dir() else _divide_file(task, path)
-    for split, examples in splits.items():
+    if path is None:
+        if task.hub is None:
+            raise DataError(
+                f"task {task.name} generates no examples: give data.path=FILE, a folder or a hub id"
+            )
+        path, subset = Path(task.hub[0]), subset or task.hub[1]
+    named = {name: examples_of(task, rows, columns or {}) for name, rows in _named_rows(path, subset).items()}
+    splits = _divide(task, named, path)
+    kept = {split: [e for e in examples if not keeps or keeps(e)] for split, examples in splits.items()}
+    dropped = sum(map(len, splits.values())) - sum(map(len, kept.values()))
+    for split, examples in kept.items():
         if not examples:
             raise DataError(
-                f"{path}: the {split} split is empty: {sum(map(len, splits.values()))} distinct problems are "
-                f"too few to divide; add rows, or leave data.path out to generate examples"
+                f"{path}: the {split} split is empty: {sum(map(len, splits.values()))} distinct problems"
+                + (f", {dropped} of them left out as too long," if dropped else "")
+                + " are too few to divide; add rows, or leave data.path out to generate examples"
             )
-    return FileData(splits, seed)
+    return FileData(kept, seed, dropped)
 
 
 @dataclass(frozen=True)
@@ -77,10 +104,14 @@ class GeneratedData:
 
 @dataclass(frozen=True)
 class FileData:
-    """Examples of files. Training visits each row once an epoch, in an order of its own for every epoch."""
+    """Examples of files. Training visits each row once an epoch, in an order of its own for every epoch.
+
+    ``dropped`` counts the rows that were left out.
+    """
 
     splits: dict[Split, list[Example]]
     seed: int
+    dropped: int = 0
 
     def train(self, index: int, stream: str = "rl") -> Example:
         rows = self.splits["train"]
@@ -122,22 +153,32 @@ def _order(seed: int, stream: str, epoch: int, size: int) -> np.ndarray:
     return generator(seed, stream, epoch).permutation(size)
 
 
-def _divide_file(task: Task, path: Path) -> dict[Split, list[Example]]:
+def _named_rows(path: Path, subset: str | None) -> dict[str, list[Row]]:
+    """The rows of each split that the data itself tells apart."""
+    if any(path.glob("train.*")) or any(path.glob("test.*")):
+        return {stem: load_rows(_find(path, stem)) for stem in ("train", "test")}
+    if path.is_dir() or (not path.exists() and HUB_ID.fullmatch(str(path))):
+        return hub_rows(path, subset)
+    return {"train": load_rows(path)}
+
+
+def _divide(task: Task, named: Mapping[str, list[Example]], path: Path) -> dict[Split, list[Example]]:
+    """Disjoint splits: the test problems are in no other, the validation problems not in train."""
+    if len(named) == 1:
+        named = {"train": next(iter(named.values()))}
+    if "train" not in named:
+        raise DataError(f"{path} has the splits {', '.join(named) or 'none'}; one must be called train")
     splits: dict[Split, list[Example]] = {"train": [], "validation": [], "test": []}
-    for example in load_examples(task, path):
-        splits[task.split_of(example.key)].append(example)
+    seen: set[str] = set()
+    held_out: tuple[Split, ...] = ("test", "validation")
+    for split in held_out:
+        splits[split] = [example for example in named.get(split, ()) if example.key not in seen]
+        seen |= {example.key for example in splits[split]}
+    for example in named["train"]:
+        if example.key not in seen:
+            split = task.split_of(example.key)
+            splits["train" if split in named else split].append(example)
     return splits
-
-
-def _divide_folder(task: Task, folder: Path) -> dict[Split, list[Example]]:
-    splits: dict[Split, list[Example]] = {"train": [], "validation": []}
-    test = load_examples(task, _find(folder, "test"))
-    tested = {example.key for example in test}
-    for example in load_examples(task, _find(folder, "train")):
-        if example.key not in tested:
-            validates = task.split_of(example.key) == "validation"
-            splits["validation" if validates else "train"].append(example)
-    return splits | {"test": test}
 
 
 def _find(folder: Path, stem: str) -> Path:

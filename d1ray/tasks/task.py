@@ -66,6 +66,7 @@ class Task(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     placeholders: ClassVar[tuple[str, ...]] = ()  # names that every template holds, e.g. "puzzle"
     rewards: ClassVar[tuple[str, ...]] = ()  # names of the components that ``judge`` gives
+    hub: ClassVar[tuple[str, str | None] | None] = None  # data set on the hub, and which of its subsets
 
     name: str
     template: str = Field(description="the user's turn, with {placeholders}")

@@ -60,6 +60,15 @@ def test_a_verl_row_is_read_with_its_own_prompt(tmp_path, name, prompt, right):
     assert task.score(example, right).correct
 
 
+def test_columns_may_have_other_names_and_a_wrong_one_is_named(tmp_path):
+    (tmp_path / "g.csv").write_text("query,response\n20 + 23?,#### 43\n")
+    task, columns = load_task("gsm8k"), {"question": "query", "answer": "response"}
+    (example,) = load_examples(task, tmp_path / "g.csv", columns)
+    assert example.fields == {"question": "20 + 23?", "answer": "#### 43"}
+    with pytest.raises(DataError, match=r"line 2: column 'reply' is missing; found query, response"):
+        load_examples(task, tmp_path / "g.csv", {"answer": "reply"})
+
+
 def test_a_task_without_a_generator_asks_for_a_file():
-    with pytest.raises(DataError, match=r"task gsm8k generates no examples: give data\.path=FILE"):
-        open_data(load_task("gsm8k"), None, 0)
+    with pytest.raises(DataError, match=r"task dialogue generates no examples: give data\.path=FILE"):
+        open_data(load_task("dialogue"), None, 0)

@@ -34,10 +34,17 @@ def task(request):
 
 
 ROWS = {  # of tasks that generate nothing
+    "dialogue": {"prompt": "Name <reasoning>, <answer> and a colour.", "response": "Blue is a colour."},
+    "s1k": {
+        "question": "What is $2+3$?",
+        "solution": "5",
+        "thinking_trajectories": ["Two and three make five."],
+        "attempt": "It is $\\boxed{5}$.",
+    },
     "gsm8k": {"question": "Tom has 20 and 23 eggs. How many?", "answer": "20 + 23 = <<20+23=43>>43\n#### 43"},
     "math": {"problem": "Evaluate $2+3$.", "answer": "5", "solution": "It is $2+3=\\boxed{5}$."},
 }
-BEST = {"countdown": 1.0, "gsm8k": 4.0, "math": 3.0, "sudoku": 1.0, "sudoku9": 1.0}
+BEST = {"countdown": 1, "dialogue": 1, "gsm8k": 4, "math": 3, "s1k": 3, "sudoku": 1, "sudoku9": 1}
 
 
 def example_of(task, split, i):
@@ -126,10 +133,10 @@ def test_the_default_prompt_asks_for_reasoning_and_an_answer_and_leaves_no_place
         (
             "sudko",
             "task.name: unknown task 'sudko' (did you mean 'sudoku'?); "
-            "known tasks: countdown, gsm8k, math, sudoku, sudoku9",
+            f"known tasks: {', '.join(sorted(TASKS))}",
         ),
-        ({"name": 4}, "task.name: unknown task 4; known tasks: countdown, gsm8k, math, sudoku, sudoku9"),
-        ({"blanks": 3}, "task.name: missing; known tasks: countdown, gsm8k, math, sudoku, sudoku9"),
+        ({"name": 4}, f"task.name: unknown task 4; known tasks: {', '.join(sorted(TASKS))}"),
+        ({"blanks": 3}, f"task.name: missing; known tasks: {', '.join(sorted(TASKS))}"),
         (["sudoku"], "task: expected a name or a mapping with a name, found ['sudoku']"),
         (
             {"name": "sudoku", "blank": 8},

@@ -1,0 +1,123 @@
+"""Any data set of reasoning-gym by its name, e.g. ``reasoning_gym:mini_sudoku``."""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from d1ray.errors import DataError
+from d1ray.tasks.answers import final_answer, tagged
+from d1ray.tasks.task import DemonstrationStyle, Example, Score, Split, Task
+
+PREFIX = "reasoning_gym:"
+TEMPLATE = """\
+{question}
+
+Think step by step between <reasoning> and </reasoning>. Then give the answer alone between <answer> and
+</answer>."""
+MAX_TRIES = 1000
+
+
+class ReasoningGym(Task):
+    """A data set of reasoning-gym (extra ``gym``); ``options`` are those of the data set's configuration.
+
+    An example is a seed: the problem is made again from it wherever it is judged. Completions earn the score
+    in [0, 1] that the data set's own scorer gives, and are correct where it is 1.
+    """
+
+    placeholders: ClassVar[tuple[str, ...]] = ("question",)
+    rewards: ClassVar[tuple[str, ...]] = ("score",)
+
+    template: str = TEMPLATE
+    options: Mapping[str, Any] = Field({}, description="of the data set, e.g. min_empty: 4")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = _gym().factory.DATASETS
+        data_set = name.removeprefix(PREFIX)
+        if data_set not in known:
+            raise ValueError(f"reasoning-gym has no data set {data_set!r}; it has {', '.join(sorted(known))}")
+        return name
+
+    @model_validator(mode="after")
+    def _makes_an_entry(self) -> "ReasoningGym":
+        try:
+            self._entry(0)
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"options: {self.name} does not take {dict(self.options)}: {error}") from None
+        return self
+
+    def draw(self, split: Split, rng: np.random.Generator) -> Example:
+        for _ in range(MAX_TRIES):
+            seed = int(rng.integers(2**31))
+            question = str(self._entry(seed)["question"])
+            if self.split_of(question) == split:
+                return self._example(question, {"seed": seed})
+        raise DataError(f"{self.name} has too few distinct problems: none of {split} in {MAX_TRIES} draws")
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """Reads ``seed``, or a row that reasoning-gym wrote: ``question``, ``answer`` and ``metadata``."""
+        if "seed" in row:
+            seed = row["seed"]
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+                raise ValueError(f"seed must be a whole number from 0 to 2^31 - 1, found {seed!r:.60}")
+            return self._example(str(self._entry(seed)["question"]), {"seed": seed})
+        question = row["question"]
+        if not isinstance(question, str) or not isinstance(row["metadata"], Mapping):
+            raise ValueError("question must be text and metadata a mapping, as reasoning-gym writes them")
+        fields = {name: row[name] for name in ("question", "answer", "metadata")}
+        return self._example(question, fields)
+
+    def _example(self, question: str, fields: Mapping[str, Any]) -> Example:
+        return Example(self.name, question, self.prompt(question=question), fields, prefill=self.prefill)
+
+    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
+        """The data set's own answer; corrupted, either without its tags or with its characters shuffled."""
+        answer = self._entry_of(example)["answer"]
+        if not isinstance(answer, str) or not answer:
+            raise ValueError(f"{self.name} gives no answer to demonstrate")
+        if style == "clean":
+            return tagged(answer)
+        return str(answer) if rng.random() < 0.5 else tagged("".join(rng.permutation(list(answer))))
+
+    def prepare(self) -> None:
+        self._entry(0)
+
+    def judge(self, example: Example, text: str) -> Score:
+        answer = final_answer(text)
+        if answer is None:
+            return Score({"score": 0.0}, correct=False, partial=0.0, formatted=False)
+        entry = self._entry_of(example)
+        try:
+            score = min(1.0, max(0.0, float(self._data(0).score_answer(answer.text, entry=entry))))
+        except Exception:  # of some hundred scorers, each with its own way to fail on garbage
+            score = 0.0
+        return Score({"score": score}, score == 1, score, answer.well_tagged, parsed=answer.text)
+
+    def _entry_of(self, example: Example) -> Mapping[str, Any]:
+        seed = example.fields.get("seed")
+        return example.fields if seed is None else self._entry(seed)
+
+    def _entry(self, seed: int) -> Mapping[str, Any]:
+        entry: Mapping[str, Any] = self._data(seed)[0]
+        return entry
+
+    def _data(self, seed: int) -> Any:
+        return _data_set(self.name.removeprefix(PREFIX), json.dumps(dict(self.options)), seed)
+
+
+@lru_cache(maxsize=1024)  # a group's completions are of one problem
+def _data_set(name: str, options: str, seed: int) -> Any:
+    return _gym().create_dataset(name, seed=seed, size=1, **json.loads(options))
+
+
+def _gym() -> Any:
+    try:
+        import reasoning_gym
+    except ImportError:
+        raise ValueError("reasoning-gym is not installed; pip install 'd1ray[gym]'") from None
+    return reasoning_gym

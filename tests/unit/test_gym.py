@@ -1,0 +1,68 @@
+"""reasoning-gym's data sets as tasks."""
+
+import pickle
+
+import pytest
+
+from d1ray.rng import generator
+from d1ray.tasks import load_task
+from d1ray.tasks.checker import judged
+from d1ray.tasks.source import open_data
+
+pytest.importorskip("reasoning_gym")
+
+NAMES = ["mini_sudoku", "chain_sum", "basic_arithmetic", "syllogism", "countdown"]
+
+
+@pytest.fixture(params=NAMES)
+def task(request):
+    return load_task(f"reasoning_gym:{request.param}")
+
+
+def test_the_own_answer_is_right_and_another_is_not(task):
+    for i in range(5):
+        example = task.draw("train", generator(0, "gym", i))
+        text = task.demonstration(example, "clean", generator(0, "d", i))
+        assert (task.score(example, text).correct, task.score(example, text).formatted) == (True, True)
+        assert not task.score(example, "<answer>no idea</answer>").correct
+        assert task.score(example, "no idea").reward == 0
+
+
+def test_the_same_draw_is_the_same_problem_also_where_the_task_was_sent(task):
+    sent = pickle.loads(pickle.dumps(task))
+    assert task.draw("test", generator(1, "gym")) == sent.draw("test", generator(1, "gym"))
+
+
+def test_the_splits_of_a_generated_data_set_share_no_problem():
+    data = open_data(load_task("reasoning_gym:chain_sum"), None, 0)
+    test = {example.key for example in data.examples("test", 40)}
+    assert len(test) == 40
+    assert not test & {data.train(i).key for i in range(200)}
+
+
+def test_options_reach_the_data_set():
+    task = load_task({"name": "reasoning_gym:chain_sum", "options": {"min_terms": 9, "max_terms": 9}})
+    question = task.draw("train", generator(0, "gym")).fields
+    assert task._entry_of(task.example(question))["metadata"]["difficulty"]["num_terms"] in (9, (9, 9))
+
+
+def test_a_row_that_reasoning_gym_wrote_is_scored():
+    import reasoning_gym
+
+    task = load_task("reasoning_gym:basic_arithmetic")
+    entry = reasoning_gym.create_dataset("basic_arithmetic", seed=7, size=3)[2]
+    example = task.example(entry)
+    assert judged(task, (example, f"<answer>{entry['answer']}</answer>")).correct
+
+
+def test_a_data_set_that_is_not_there_lists_those_that_are():
+    with pytest.raises(
+        ValueError, match=r"task\.name: reasoning-gym has no data set 'mini_soduku'; .*mini_sudoku"
+    ):
+        load_task("reasoning_gym:mini_soduku")
+
+
+@pytest.mark.parametrize("options", [{"terms": 3}, {"min_terms": 5, "max_terms": 2}])
+def test_options_the_data_set_does_not_take_are_an_error(options):
+    with pytest.raises(ValueError, match=r"reasoning_gym:chain_sum does not take"):
+        load_task({"name": "reasoning_gym:chain_sum", "options": options})
