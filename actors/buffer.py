@@ -49,10 +49,20 @@ class RolloutBuffer:
     """(staleness + 1) x prompts_per_step slots; a slot is taken by ``start`` and freed by ``release``.
 
     Calls wait here until a generator is free. A call whose actor died is issued again with the same
-    group id, so its result is the same; after ``attempts`` tries the error surfaces.
+    group id, so its result is the same; after ``attempts`` tries the error surfaces. ``on_scored`` is told of
+    every call as it finishes, in whatever order.
     """
 
-    def __init__(self, generators: Pool, scorers: Pool, slots: int, deadline_s: float, attempts: int = 5):
+    def __init__(
+        self,
+        generators: Pool,
+        scorers: Pool,
+        slots: int,
+        deadline_s: float,
+        attempts: int = 5,
+        on_scored: Callable[[Call], None] = lambda call: None,
+    ):
+        self.on_scored = on_scored
         self.generators, self.scorers = generators, scorers
         self.slots, self.deadline_s, self.attempts = slots, deadline_s, attempts
         self.taken = 0
@@ -121,6 +131,7 @@ class RolloutBuffer:
             call = self.running.pop(ref)
             try:
                 call.metadata = ray.get(ref, timeout=self.deadline_s)
+                self.on_scored(call)
                 finished += 1
             except ACTOR_LOST as error:
                 self._again(call, error)

@@ -47,15 +47,18 @@ def sft(recipe: Recipe, overrides: Overrides = None) -> None:
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="a model folder, a checkpoint or a run folder")],
+    model: Annotated[Path, typer.Argument(help="a model folder, checkpoint, run folder or hub id")],
     task: Annotated[list[str], typer.Option(help="a task, e.g. sudoku; may be given several times")],
     length: Annotated[
         list[int] | None, typer.Option(min=2, help="generation length, with length/2 steps; several times")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Parquet, JSONL or CSV file; default: the task's test split")
+        Path | None, typer.Option(help="file, folder or hub id; default: the task's test split")
     ] = None,
     examples: Annotated[int | None, typer.Option(min=1, help="how many examples at most")] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="completions an example, for pass@k and majority vote")
+    ] = 1,
     output: Annotated[
         Path | None,
         typer.Option(help="keep completions, results.json and table.md here, and go on from here"),
@@ -74,16 +77,18 @@ def evaluate(
 
     results, cells = [], []
     for config in configs:
-        done = evaluate_model(config, folder, data, examples, length or [], output and output.absolute())
+        done = evaluate_model(
+            config, folder, data, examples, length or [], output and output.absolute(), samples
+        )
         results += done[0]
         cells += done[1]
     if output is not None:
         (output / "results.json").write_text(json.dumps(evaluation_table.as_rows(cells), indent=2) + "\n")
         (output / "table.md").write_text(evaluation_table.markdown(cells))
     if as_json:
-        rows = evaluation_table.as_rows(cells) if output else summary.as_rows(results)
+        rows = evaluation_table.as_rows(cells) if output or samples > 1 else summary.as_rows(results)
         print(json.dumps(rows[0] if len(rows) == 1 else rows))
-    elif output is not None:
+    elif output is not None or samples > 1:
         print(evaluation_table.markdown(cells), end="")
     else:
         Console().print(*(summary.table([result]) for result in results))
@@ -92,7 +97,7 @@ def evaluate(
 @app.command()
 def score(
     file: Annotated[Path, typer.Argument(help="JSONL or Parquet: `completion` and the task's fields")],
-    task: Annotated[str, typer.Option(help="the task: countdown, gsm8k, math or sudoku")],
+    task: Annotated[str, typer.Option(help="the task, e.g. gsm8k, reasoning_gym:chain_sum or my_task.py")],
     output: Annotated[Path | None, typer.Option(help="write a JSON object a completion here")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="default: one a CPU")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -110,7 +115,9 @@ def score(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint, run folder, model folder or PEFT folder")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="a checkpoint, run folder, model folder, PEFT folder or hub id")
+    ],
     folder: Annotated[Path, typer.Argument(help="where to write; a new folder")],
     form: Annotated[
         ExportForm, typer.Option("--format", help="a whole model, or the adapter alone")

@@ -133,11 +133,14 @@ class DataConfig(Strict):
 
     def open(self, task: Task, seed: int, tokenizer: PreTrainedTokenizerBase) -> Data:
         """The examples of ``task``. Raises ``DataError`` (``d1ray.tasks.source.open_data``)."""
-        keeps = partial(self._fits, tokenizer) if self.overlong_prompts == "drop" else None
+        keeps = partial(self.keeps, tokenizer)
         return open_data(task, self.path, seed, subset=self.subset, columns=self.columns, keeps=keeps)
 
-    def _fits(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
-        return prompt_fits(tokenizer, example.prompt, self.max_prompt_length, example.prefill)
+    def keeps(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
+        """Whether ``overlong_prompts`` leaves the example in."""
+        return self.overlong_prompts == "error" or prompt_fits(
+            tokenizer, example.prompt, self.max_prompt_length, example.prefill
+        )
 
 
 class SFTConfig(MaskedTrainingConfig):

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import ray
 from transformers import PreTrainedTokenizerBase
 
-from actors.buffer import RolloutBuffer
+from actors.buffer import Call, RolloutBuffer
 from actors.policy import PolicyRef
 from actors.pools import Pools
 from d1ray.config import Config
@@ -47,22 +47,33 @@ def evaluate(
     interrupted: Callable[[], bool] = lambda: False,
     on_batch: Callable[[int], None] = lambda done: None,
     folder: EvaluationFolder | None = None,
+    samples: int = 1,
 ) -> Evaluation:
-    """Completes and scores every prompt once with ``config.evaluation.sampling``.
+    """Completes and scores every prompt ``samples`` times with ``config.evaluation.sampling``.
 
-    ``on_batch`` is told how many examples are done after each batch. Batches that ``folder`` holds are not
+    ``on_batch`` is told how many completions are done after each batch. Batches that ``folder`` holds are not
     run again; others are kept there as they finish.
 
     Raises:
         Interrupted: ``interrupted()`` turned true.
     """
-    size = config.evaluation.batch_size
+    size = max(1, config.evaluation.batch_size // samples)
     batches = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-    buffer = RolloutBuffer(pools.generators, pools.scorers, len(batches), config.cluster.deadline_s)
+    places = {batch[0].group_id: i for i, batch in enumerate(batches)}
+
+    def keep(call: Call) -> None:
+        if folder:
+            table = ray.get(call.table, timeout=config.cluster.deadline_s)
+            folder.save(places[call.request.prompts[0].group_id], table)
+            call.table = None
+
+    buffer = RolloutBuffer(
+        pools.generators, pools.scorers, len(batches), config.cluster.deadline_s, on_scored=keep
+    )
     kept = {i: table for i in range(len(batches)) if folder and (table := folder.finished(i)) is not None}
     for i, batch in enumerate(batches):
         if i not in kept:
-            buffer.start(Request(batch, 1, config.evaluation.sampling, config.seed), policy)
+            buffer.start(Request(batch, samples, config.evaluation.sampling, config.seed), policy)
     verdicts: list[Verdict] = []
     texts: list[str] = []
     for i, batch in enumerate(batches):
@@ -72,10 +83,8 @@ def evaluate(
         else:
             calls = buffer.take(1, interrupted)
             m = calls[0].metadata
-            if folder:
-                folder.save(i, ray.get(calls[0].table, timeout=config.cluster.deadline_s))
-                buffer.release(calls)
-        tags = [prompt.example.tags for prompt in batch]
+            buffer.release(calls)
+        tags = [prompt.example.tags for prompt in batch for _ in range(samples)]
         verdicts += list(zip(m["correct"], m["partial"], m["formatted"], tags, strict=True))
         texts += m["texts"]
         on_batch(len(verdicts))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
 
@@ -12,13 +13,14 @@ from actors.pools import Pools
 from d1ray import summary
 from d1ray.config import Config, EvaluationSamplerConfig
 from d1ray.errors import ConfigError, DataError
-from d1ray.evaluate import evaluate, held_out_prompts
+from d1ray.evaluate import Tokenizer, evaluate, held_out_prompts
 from d1ray.evaluation_folder import EvaluationFolder, digest_of_model, digest_of_prompts
 from d1ray.evaluation_table import Cell, cell_of
 from d1ray.interrupt import Interrupt
 from d1ray.models import check_weights, load_tokenizer, read_config
+from d1ray.settings import local_or_hub
+from d1ray.tasks import Example
 from d1ray.tasks.rows import load_examples
-from d1ray.tasks.source import open_data
 
 
 def evaluate_model(
@@ -28,59 +30,93 @@ def evaluate_model(
     count: int | None = None,
     lengths: Sequence[int] = (),
     output: Path | None = None,
+    samples: int = 1,
 ) -> tuple[list[summary.StageResult], list[Cell]]:
     """Evaluates the model in ``folder`` on the test split, or on every row of the file ``data``.
 
     Args:
+        folder: a model folder or hub id.
+        data: a file, or a folder or hub id with a test split of its own.
         count: how many examples at most.
         lengths: generation lengths to evaluate in turn (``with_length``); [] for the configured sampling.
         output: a folder that keeps finished batches, a folder a length; the same call goes on from there.
+        samples: completions of each example.
 
     Returns:
-        A result a length and, with ``output``, a cell of the table a length.
+        A result and a cell of the table a length.
 
     Raises:
         UserError: the model or the data cannot be read; raised before any actor starts.
         Interrupted: a signal came; finished batches are in ``output``.
     """
-    check_weights(folder)
-    if data is None:
-        examples = open_data(config.task, config.data.path, config.seed).examples(
-            "test", count or config.evaluation.examples
+    if samples > 1 and config.evaluation.sampling.temperature == 0:
+        raise ConfigError(
+            f"{samples} samples at temperature 0 are the same one; "
+            f"set a temperature too, e.g. evaluation.sampling.temperature=0.9"
         )
-    else:
-        examples = load_examples(config.task, data)[:count]
-        if not examples:
-            raise DataError(f"{data} holds no rows")
-    prompts = held_out_prompts(load_tokenizer(folder), examples, config.data.max_prompt_length)
+    check_weights(folder)
+    tokenizer = load_tokenizer(folder)
+    examples = examples_to_complete(config, tokenizer, data, count)
+    prompts = held_out_prompts(tokenizer, examples, config.data.max_prompt_length)
     check_lengths(config, lengths, max(len(prompt.ids) for prompt in prompts), folder)
     identity = {"model": str(folder), "weights": digest_of_model(folder), "seed": config.seed}
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster))
         check_resources(config, learner=False)
         interrupt = stack.enter_context(Interrupt())
+        kept = output or Path(stack.enter_context(TemporaryDirectory(prefix="d1ray-evaluation-")))
         pools = stack.enter_context(closing(Pools(config, folder)))
         results, cells = [], []
         for length in lengths or [config.evaluation.sampling.gen_length]:
             at_length = with_length(config, length) if lengths else config
-            kept = None
-            if output is not None:
-                kept = EvaluationFolder(
-                    output / f"{Path(config.task.name).stem}-{length}",
-                    identity
-                    | {
-                        "task": config.task.model_dump(mode="json"),
-                        "sampling": at_length.evaluation.sampling.model_dump(mode="json"),
-                        "batch_size": config.evaluation.batch_size,
-                        "prompts": digest_of_prompts(prompts),
-                    },
-                )
-            policy = policy_of_folder(folder)
-            verdicts = evaluate(pools, policy, prompts, at_length, interrupt, folder=kept).verdicts
-            results.append(summary.summarise(folder.name, config.task.name, verdicts))
-            if kept is not None:
-                cells.append(cell_of(folder.name, config.task.name, length, kept.tables()))
+            finished = EvaluationFolder(
+                kept / f"{Path(config.task.name).stem}-{length}",
+                identity
+                | {
+                    "task": config.task.model_dump(mode="json"),
+                    "sampling": at_length.evaluation.sampling.model_dump(mode="json"),
+                    "batch_size": config.evaluation.batch_size,
+                    "samples": samples,
+                    "prompts": digest_of_prompts(prompts),
+                },
+            )
+            done = evaluate(
+                pools,
+                policy_of_folder(folder),
+                prompts,
+                at_length,
+                interrupt,
+                folder=finished,
+                samples=samples,
+            )
+            results.append(summary.summarise(folder.name, config.task.name, done.verdicts))
+            cells.append(cell_of(folder.name, config.task.name, length, finished.tables(), samples))
     return results, cells
+
+
+def examples_to_complete(
+    config: Config, tokenizer: Tokenizer, data: Path | None, count: int | None
+) -> list[Example]:
+    """The examples to evaluate on; of a single file every row.
+
+    Raises:
+        DataError: there are none, or the data cannot be read.
+    """
+    if data is None or not data.is_file():
+        settings = (
+            config.data if data is None else config.data.model_copy(update={"path": local_or_hub(data)})
+        )
+        return settings.open(config.task, config.seed, tokenizer).examples(
+            "test", count or config.evaluation.examples
+        )
+    examples = [
+        example
+        for example in load_examples(config.task, data, config.data.columns)
+        if config.data.keeps(tokenizer, example)
+    ][:count]
+    if not examples:
+        raise DataError(f"{data} holds no rows that fit data.max_prompt_length")
+    return examples
 
 
 def check_lengths(config: Config, lengths: Sequence[int], longest_prompt: int, folder: Path) -> None:

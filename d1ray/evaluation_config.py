@@ -11,20 +11,25 @@ from d1ray.config import Config
 from d1ray.errors import ConfigError, ModelError
 from d1ray.models.adapter_folder import is_adapter_folder
 from d1ray.recipe import apply_overrides, validated
+from d1ray.settings import local_or_hub
 
 
 def model_folder(path: Path) -> Path:
-    """The model folder behind a model folder, a checkpoint or a run folder.
+    """The model folder behind a model folder, a checkpoint or a run folder; a hub id stays as it is.
 
     Raises:
         ModelError: it is none of them.
     """
+    if local_or_hub(path) == path and not path.is_absolute():
+        return path
     newest = checkpoint.latest(path / "checkpoints" / "rl")
     candidates = [path, path / "model", path / "models" / "rl", path / "models" / "sft"]
     candidates += [newest / "model"] if newest else []
     found = next((c for c in candidates if (c / "config.json").is_file() or is_adapter_folder(c)), None)
     if found is None:
-        raise ModelError(f"{path} is no model folder, checkpoint or run folder: no config.json in it")
+        raise ModelError(
+            f"{path} is no model folder, checkpoint, run folder or hub id (org/name): no config.json in it"
+        )
     return found.absolute()
 
 

@@ -1,28 +1,41 @@
 """Results of evaluations over tasks and lengths: ``results.json`` and a table laid out as d1's Table 1."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from d1ray.summary import Interval, wilson
+from d1ray.evaluation_samples import counted_ks, interval, majority, pass_at
+from d1ray.summary import Interval
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean over the examples, with its 95 % interval."""
+
+    value: float
+    ci95: Interval
 
 
 @dataclass(frozen=True)
 class Cell:
     """One task at one generation length. Shares are fractions in [0, 1].
 
-    ``partial`` is the task's graded accuracy (Sudoku: d1's cell accuracy). ``forwards_per_token`` counts
-    denoising steps over generated positions; ``tokens_per_s`` is generated positions over the generators'
-    busy seconds: one generator's speed.
+    ``n`` counts examples, each completed ``samples`` times; ``accuracy`` and all other shares are over all
+    completions. ``partial`` is the task's graded accuracy (Sudoku: d1's cell accuracy).
+    ``forwards_per_token`` counts denoising steps over generated positions; ``tokens_per_s`` is generated
+    positions over the generators' busy seconds: one generator's speed. ``pass_at`` and ``majority`` are of
+    several samples: the chance that one of k completions is right, and the accuracy of the answer given
+    most often.
     """
 
     model: str
     task: str
     length: int
     n: int
+    samples: int
     accuracy: float
     ci95: Interval
     partial: float
@@ -32,30 +45,45 @@ class Cell:
     crashes: int
     forwards_per_token: float
     tokens_per_s: float
+    pass_at: Mapping[int, Share]
+    majority: Share | None
 
 
-def cell_of(model: str, task: str, length: int, batches: Sequence[pa.Table]) -> Cell:
-    """What the finished batches of an evaluation come to."""
+def cell_of(model: str, task: str, length: int, batches: Sequence[pa.Table], samples: int = 1) -> Cell:
+    """What the finished batches of an evaluation come to; an example's ``samples`` rows are adjacent."""
     rows = pa.concat_tables([t.drop_columns(["old_logps", "reference_logps"]) for t in batches])
-    n, correct = rows.num_rows, sum(rows["correct"].to_pylist())
-    tokens = length * n
+    completions, right = rows.num_rows, rows["correct"].to_pylist()
+    tokens = length * completions
+    groups = [slice(first, first + samples) for first in range(0, completions, samples)]
+    counts = [sum(right[group]) for group in groups]
     seconds = sum(float(table["seconds_generate"][0].as_py()) for table in batches)
     failures = rows["failure"].to_pylist()
     return Cell(
         model=model,
         task=task,
         length=length,
-        n=n,
-        accuracy=correct / n,
-        ci95=wilson(correct, n),
+        n=len(groups),
+        samples=samples,
+        accuracy=sum(counts) / completions,
+        ci95=interval([count / samples for count in counts], samples),
         partial=float(np.mean(rows["partial"].to_numpy())),
-        formatted=sum(rows["formatted"].to_pylist()) / n,
-        parse_failures=rows["parsed"].null_count / n,
+        formatted=sum(rows["formatted"].to_pylist()) / completions,
+        parse_failures=rows["parsed"].null_count / completions,
         timeouts=failures.count("timeout"),
         crashes=failures.count("crash"),
         forwards_per_token=float(np.sum(rows["forwards"].to_numpy())) / tokens,
         tokens_per_s=tokens / seconds if seconds else 0.0,
+        pass_at={k: _share(pass_at(k, counts, samples), samples) for k in counted_ks(samples) if samples > 1},
+        majority=_share(_majorities(rows["parsed"].to_pylist(), right, groups), 1) if samples > 1 else None,
     )
+
+
+def _majorities(parsed: list[str | None], right: list[bool], groups: Sequence[slice]) -> list[float]:
+    return [float(majority(parsed[group], right[group])) for group in groups]
+
+
+def _share(values: Sequence[float], samples: int) -> Share:
+    return Share(float(np.mean(values)), interval(values, samples))
 
 
 def as_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -82,11 +110,22 @@ def markdown(cells: Sequence[Cell]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for c in cells:
-        low, high = c.ci95
         lines.append(
             f"| {c.task} {c.length} | {c.n} | "
-            f"{100 * c.accuracy:.1f} % ({100 * low:.1f} - {100 * high:.1f}) | "
+            f"{_with_interval(Share(c.accuracy, c.ci95))} | "
             f"{100 * c.partial:.1f} % | {100 * c.parse_failures:.1f} % | {c.forwards_per_token:.3f} | "
             f"{c.tokens_per_s:.0f} |"
         )
+    sampled = [c for c in cells if c.samples > 1]
+    if sampled:
+        lines += ["", "| task, length | samples | right at least once in k | majority |", "|---|---|---|---|"]
+    for c in sampled:
+        at = ", ".join(f"pass@{k} {_with_interval(share)}" for k, share in c.pass_at.items())
+        vote = f"maj@{c.samples} {_with_interval(c.majority)}" if c.majority else ""
+        lines.append(f"| {c.task} {c.length} | {c.samples} | {at} | {vote} |")
     return "\n".join(lines) + "\n"
+
+
+def _with_interval(share: Share) -> str:
+    low, high = share.ci95
+    return f"{100 * share.value:.1f} % ({100 * low:.1f} - {100 * high:.1f})"

@@ -57,7 +57,7 @@ class Sample(NamedTuple):
     after_correct: bool
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> Interval:
+def wilson(successes: float, n: float, z: float = 1.96) -> Interval:
     """Wilson's score interval for a proportion; ``z=1.96`` gives 95 %.
 
     With p = successes / n:  (p + z²/2n  ±  z √(p(1-p)/n + z²/4n²)) / (1 + z²/n).

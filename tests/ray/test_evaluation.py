@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 pytestmark = pytest.mark.usefixtures("no_process_left_behind")
@@ -47,3 +48,30 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(start: Path, tmp_p
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     assert len(list(killed.glob("*/batch-*.parquet"))) == 16
     assert scores(killed) == scores(whole)
+
+
+@pytest.mark.timeout(300)
+def test_several_samples_give_pass_at_k_whatever_the_number_of_generators(
+    start: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    environment.pop("RAY_ADDRESS", None)
+    for generators in (1, 2):
+        more = ["--samples", "4", "evaluation.sampling.temperature=1.0", f"cluster.generators={generators}"]
+        output = tmp_path / str(generators)
+        subprocess.run(command(start, output, *more), env=environment, check=True, timeout=120)
+    one, two = scores(tmp_path / "1"), scores(tmp_path / "2")
+    assert one == two
+    for cell in one:
+        shares = [share["value"] for share in cell["pass_at"].values()]
+        assert list(cell["pass_at"]) == ["1", "2", "4"]
+        assert shares == sorted(shares)
+        assert shares[0] == pytest.approx(cell["accuracy"])
+        assert (cell["n"], cell["samples"]) == (32, 4)
+    files = [sorted((tmp_path / str(n)).glob("sudoku-20/batch-*.parquet")) for n in (1, 2)]
+    tables = [[pq.read_table(file, columns=["rollout", "text"]) for file in own] for own in files]
+    assert len(tables[0]) == 32
+    assert all(a.equals(b) for a, b in zip(*tables, strict=True))
+    assert tables[0][0]["rollout"].to_pylist() == [0, 1, 2, 3]
+    assert len(set(tables[0][0]["text"].to_pylist())) > 1  # at temperature 1 samples differ
+    assert "| sudoku 20 | 4 | pass@1 " in (tmp_path / "1" / "table.md").read_text()

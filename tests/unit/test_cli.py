@@ -43,7 +43,7 @@ GOOD = json.dumps({"puzzle": "0321003004002100", "solution": "4321123434122143"}
         (["train", "sudoku-tiny", "rl.sampling.block_length=7"], "does not divide gen_length=20"),
         (["train", "sudoku-tiny", "data.max_prompt_length=60"], "model.make.max_sequence_length=64"),
         (["train", "sudoku-tiny", "data.max_prompt_length=10"], "more than data.max_prompt_length=10"),
-        (["train", "sudoku-tiny", "task.name=chess"], "known tasks: countdown, gsm8k, math, sudoku, sudoku9"),
+        (["train", "sudoku-tiny", "task.name=chess"], "known tasks: countdown, dialogue, gsm8k"),
         (["train", "sudoku-tiny", "task.blanks=99"], "task.blanks: "),
         (["train", "sudoku-tiny", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["train", "sudoku-tiny", "model.make=null", "model.path=nowhere"], "nowhere is not there"),

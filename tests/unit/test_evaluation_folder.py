@@ -48,3 +48,14 @@ def test_a_cell_sums_over_batches_and_stands_in_the_table():
     other = cell_of("m", "math", 32, [batch([True])])
     lines = markdown([cell, other]).splitlines()
     assert lines[:3] == ["| accuracy, % | gsm8k 16 | math 32 |", "|---|---|---|", "| m | 66.7 | 100.0 |"]
+
+
+def test_a_cell_of_several_samples_counts_examples_and_reports_pass_at_k_and_the_majority():
+    # Three examples with one, two and no right answers of two; a wrong completion has no answer here.
+    cell = cell_of("m", "gsm8k", 16, [batch([True, False, True, True]), batch([False, False])], samples=2)
+    assert (cell.n, cell.samples, cell.accuracy) == (3, 2, 0.5)
+    assert {k: share.value for k, share in cell.pass_at.items()} == {1: 0.5, 2: pytest.approx(2 / 3)}
+    assert cell.majority.value == pytest.approx(2 / 3)
+    last = markdown([cell]).splitlines()[-1]
+    assert last.startswith("| gsm8k 16 | 2 | pass@1 50.0 %") and "maj@2 66.7 %" in last
+    assert "pass@" not in markdown([cell_of("m", "gsm8k", 16, [batch([True])])])
