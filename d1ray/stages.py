@@ -66,6 +66,8 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         Demonstrations(config, phase, tokenizer, tokenizer.eos_token_id).check()
     reinforces = last == "rl" and config.rl is not None
     console = Console()
+    if data.dropped:
+        console.print(f"{data.dropped:,} examples are left out: their prompts have more than {limit} tokens")
     clock = Clock()
     with connected(config.cluster):
         check_resources(config, learner=reinforces)

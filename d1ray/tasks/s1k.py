@@ -1,5 +1,6 @@
 """s1K (arXiv 2501.19393): 1,000 hard questions with long reasoning traces, the data of d1's SFT."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from d1ray.tasks.answers import boxes, tagged
 from d1ray.tasks.math import Math
-from d1ray.tasks.task import DemonstrationStyle, Example
+from d1ray.tasks.task import DemonstrationStyle, Example, Split
 
 TEMPLATE = """\
 {problem}
@@ -50,6 +51,11 @@ class S1K(Math):
             "attempt": attempt,
         }
         return Example(self.name, question, self.prompt(problem=question), fields, prefill=self.prefill)
+
+    def split_of(self, key: str) -> Split:
+        """96 % train, 2 % validation and 2 % test, by hash: the rows are few, and tests are on other data."""
+        bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % 50
+        return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
 
     def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
         """The trajectory and the attempt; corrupted, either without the tags or with another number."""

@@ -26,6 +26,11 @@ FIXED_SEED = 0  # of evaluation sets: runs with different seeds are judged on th
 class Data(Protocol):
     """The examples of a run."""
 
+    @property
+    def dropped(self) -> int:
+        """How many rows of a file were left out as too long."""
+        ...
+
     def train(self, index: int, stream: str = "rl") -> Example:
         """The training example at ``index``, for any ``index >= 0``."""
         ...
@@ -91,6 +96,7 @@ class GeneratedData:
 
     task: Task
     seed: int
+    dropped: int = 0
 
     def train(self, index: int, stream: str = "rl") -> Example:
         return self.task.draw("train", generator(self.seed, f"examples/train/{stream}", index))

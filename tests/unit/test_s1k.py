@@ -1,5 +1,7 @@
 """s1K in the columns of its first and of its second edition."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from d1ray.rng import generator
@@ -35,10 +37,9 @@ def test_without_a_trace_a_row_can_be_scored_but_not_demonstrated():
 
 
 def test_a_file_of_s1k_opens(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [QUESTION | FIRST | {"question": f"How many primes are below {n}?"} for n in range(100)]
+    rows = [QUESTION | FIRST | {"question": f"How many primes are below {n}?"} for n in range(1000)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "s1k.parquet")
     data = open_data(load_task("s1k"), tmp_path / "s1k.parquet", 0)
-    assert sum(len(data.rows(split)) for split in ("train", "validation", "test")) == 100
+    train, held_out = data.rows("train"), data.rows("validation") + data.rows("test")
+    assert len(train) + len(held_out) == 1000
+    assert 20 <= len(held_out) <= 60

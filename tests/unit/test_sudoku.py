@@ -207,3 +207,19 @@ def test_every_published_row_is_a_valid_example_with_eight_blanks_and_a_perfect_
         example = task.example(row)
         assert example.key.count("0") == 8
         assert task.score(example, tagged(row["solution"])).reward == 1.0
+
+
+def test_every_valid_completion_of_a_published_puzzle_is_correct_and_no_other_grid_is(data_dir):
+    task, several = Sudoku(), 0
+    for row in pq.read_table(data_dir / "sudoku4x4" / "test.parquet").to_pylist():
+        example, puzzle, stored = task.example(row), row["puzzle"], row["solution"]
+        blank = [i for i, given in enumerate(puzzle) if given == "0"]
+        valid = [g for g in SOLUTIONS if all(p in ("0", d) for p, d in zip(puzzle, g, strict=True))]
+        several += len(valid) > 1
+        for grid in valid:
+            score = task.score(example, tagged(grid))
+            assert score.correct
+            assert score.partial == sum(grid[i] == stored[i] for i in blank) / 8  # d1's cell score
+        for grid in SOLUTIONS[::17]:
+            assert task.score(example, tagged(grid)).correct == (grid in valid)
+    assert several == 124
