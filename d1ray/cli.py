@@ -1,4 +1,4 @@
-"""The command line: ``d1ray train | sft | evaluate | score | export | recipes``, or ``python -m d1ray``."""
+"""The command line: ``d1ray train | sft | evaluate | score | harness | export | recipes``."""
 
 import json
 import os
@@ -11,7 +11,13 @@ from rich.console import Console
 
 from d1ray.config import Config
 from d1ray.errors import ConfigError, UserError
-from d1ray.evaluation_config import evaluation_config, model_folder, score_config
+from d1ray.evaluation_config import (
+    evaluation_config,
+    harness_config,
+    model_folder,
+    score_config,
+    with_length,
+)
 from d1ray.interrupt import Interrupted
 from d1ray.recipe import load_config, recipe_names
 
@@ -111,6 +117,45 @@ def score(
     config = score_config(task, overrides or [])
     summary = program.score_file(config.task, file, output, config.scoring, processes)
     print(program.as_json(summary) if as_json else program.report(summary))
+
+
+@app.command()
+def harness(
+    model: Annotated[Path, typer.Argument(help="a model folder, checkpoint, run folder or hub id")],
+    tasks: Annotated[str, typer.Option(help="the harness's tasks, e.g. gsm8k,hellaswag")],
+    fewshot: Annotated[
+        int | None, typer.Option(min=0, help="examples in the prompt; default: the task's")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="examples of each task at most")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="prompts as user turns of the chat template")] = False,
+    length: Annotated[int | None, typer.Option(min=2, help="generation length, with length/2 steps")] = None,
+    likelihood_samples: Annotated[int, typer.Option(min=1, help="forward passes for each likelihood")] = 128,
+    check_greedy: Annotated[
+        bool, typer.Option("--check-greedy", help="also decode continuations, as LAMBADA's acc needs")
+    ] = False,
+    include_path: Annotated[Path | None, typer.Option(help="a folder of more task files")] = None,
+    output: Annotated[Path | None, typer.Option(help="write the harness's results here, as JSON")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="evaluation.KEY=VALUE or seed=N, e.g. evaluation.batch_size=16")
+    ] = None,
+) -> None:
+    """Run lm-evaluation-harness's tasks (extra `harness`)."""
+    folder, config = model_folder(model), harness_config(overrides or [])
+    if length is not None:
+        config = with_length(config, length)
+    try:
+        import lm_eval.utils
+
+        from d1ray import harness as program
+    except ImportError as error:
+        raise ConfigError(f"lm-eval is not installed ({error}); pip install 'd1ray[harness]'") from error
+    asked = [task.strip() for task in tasks.split(",") if task.strip()]
+    served = program.HarnessModel(folder, config.evaluation, config.seed, likelihood_samples, check_greedy)
+    results = program.run_harness(served, asked, fewshot, limit, chat, include_path)
+    print(lm_eval.utils.make_table(results))
+    if output is not None:
+        results.pop("samples", None)
+        output.write_text(json.dumps(results, indent=2, default=str) + "\n")
 
 
 @app.command()

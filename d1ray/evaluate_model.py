@@ -11,9 +11,10 @@ from actors.placement import check_resources, connected
 from actors.policy import policy_of_folder
 from actors.pools import Pools
 from d1ray import summary
-from d1ray.config import Config, EvaluationSamplerConfig
+from d1ray.config import Config
 from d1ray.errors import ConfigError, DataError
 from d1ray.evaluate import Tokenizer, evaluate, held_out_prompts
+from d1ray.evaluation_config import with_length
 from d1ray.evaluation_folder import EvaluationFolder, digest_of_model, digest_of_prompts
 from d1ray.evaluation_table import Cell, cell_of
 from d1ray.interrupt import Interrupt
@@ -134,14 +135,3 @@ def check_lengths(config: Config, lengths: Sequence[int], longest_prompt: int, f
                 f"a prompt of {longest_prompt} tokens and a completion of {length} are more than the context "
                 f"of {folder}, {context}; give a shorter --length"
             )
-
-
-def with_length(config: Config, length: int) -> Config:
-    """d1's protocol for a generation length: half as many steps, in blocks of 32."""
-    sampling = config.evaluation.sampling.model_dump() | {
-        "gen_length": length,
-        "steps": length // 2,
-        "block_length": min(32, length),
-    }
-    evaluation = config.evaluation.model_copy(update={"sampling": EvaluationSamplerConfig(**sampling)})
-    return config.model_copy(update={"evaluation": evaluation})

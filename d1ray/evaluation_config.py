@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from d1ray import checkpoint
-from d1ray.config import Config
+from d1ray.config import Config, EvaluationSamplerConfig
 from d1ray.errors import ConfigError, ModelError
 from d1ray.models.adapter_folder import is_adapter_folder
 from d1ray.recipe import apply_overrides, validated
@@ -43,17 +43,42 @@ def evaluation_config(model: Path, folder: Path, task: str, overrides: Sequence[
     return validated(apply_overrides(values, overrides))
 
 
+def with_length(config: Config, length: int) -> Config:
+    """d1's protocol for a generation length: half as many steps, in blocks of 32."""
+    sampling = config.evaluation.sampling.model_dump() | {
+        "gen_length": length,
+        "steps": length // 2,
+        "block_length": min(32, length),
+    }
+    evaluation = config.evaluation.model_copy(update={"sampling": EvaluationSamplerConfig(**sampling)})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
 def score_config(task: str, overrides: Sequence[str]) -> Config:
     """The settings of `d1ray score`: ``task`` and ``scoring``; a model plays no part in it.
 
     Raises:
         ConfigError: an override sets anything else.
     """
+    return _part_of_config("score", ("task", "scoring"), {"task": {"name": task}}, overrides)
+
+
+def harness_config(overrides: Sequence[str]) -> Config:
+    """The settings of `d1ray harness`: ``evaluation`` and ``seed``.
+
+    Raises:
+        ConfigError: an override sets anything else.
+    """
+    return _part_of_config("harness", ("evaluation", "seed"), {"task": {"name": "dialogue"}}, overrides)
+
+
+def _part_of_config(
+    program: str, parts: tuple[str, ...], values: dict[str, Any], overrides: Sequence[str]
+) -> Config:
     for override in overrides:
-        if override.partition("=")[0].split(".")[0] not in ("task", "scoring"):
-            raise ConfigError(f"{override}: d1ray score takes task.KEY=VALUE and scoring.KEY=VALUE")
-    values: dict[str, Any] = {"task": {"name": task}, "model": {"path": "none"}}
-    return validated(apply_overrides(values, overrides))
+        if override.partition("=")[0].split(".")[0] not in parts:
+            raise ConfigError(f"{override}: d1ray {program} takes settings of {' and '.join(parts)} only")
+    return validated(apply_overrides(values | {"model": {"path": "none"}}, overrides))
 
 
 def _run_config(folder: Path) -> dict[str, Any]:
