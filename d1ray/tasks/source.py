@@ -20,6 +20,7 @@ from d1ray.tasks.hub_data import hub_rows
 from d1ray.tasks.rows import SUFFIXES, Row, examples_of, load_rows
 from d1ray.tasks.task import Example, Split, Task
 
+MAX_REDRAWS = 1000
 FIXED_SEED = 0  # of evaluation sets: runs with different seeds are judged on the same examples
 
 
@@ -63,13 +64,14 @@ def open_data(
             ``None``: examples are generated, or the task's own data set on the hub is read.
         subset: which configuration of a hub data set.
         columns: the data's name of each column that the task knows by another.
-        keeps: rows for which it is false are left out of every split, and counted.
+        keeps: rows for which it is false are left out of every split, and counted; generated examples are
+            drawn anew.
 
     Raises:
         DataError: data that is missing or malformed, or a split that comes out empty.
     """
     if path is None and type(task).draw is not Task.draw:
-        return GeneratedData(task, seed)
+        return GeneratedData(task, seed, keeps or _everything)
     if path is None:
         if task.hub is None:
             raise DataError(
@@ -92,20 +94,29 @@ def open_data(
 
 @dataclass(frozen=True)
 class GeneratedData:
-    """Examples drawn by the task, each from its own counter-based generator."""
+    """Examples drawn by the task, each from its own counter-based generator; drawn anew where not kept."""
 
     task: Task
     seed: int
+    keeps: Callable[[Example], bool]
     dropped: int = 0
 
     def train(self, index: int, stream: str = "rl") -> Example:
-        return self.task.draw("train", generator(self.seed, f"examples/train/{stream}", index))
+        for redraws in range(MAX_REDRAWS):
+            counters = (index, redraws) if redraws else (index,)
+            example = self.task.draw("train", generator(self.seed, f"examples/train/{stream}", *counters))
+            if self.keeps(example):
+                return example
+        raise DataError(
+            f"none of {MAX_REDRAWS} examples of {self.task.name} has a prompt that fits; "
+            f"raise data.max_prompt_length"
+        )
 
     def rows(self, split: Split) -> list[Example]:
         return []
 
     def examples(self, split: Split, n: int) -> list[Example]:
-        return fixed_set(self.task, split, n)
+        return fixed_set(self.task, split, n, self.keeps)
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,13 @@ class FileData:
         return [rows[i] for i in _order(FIXED_SEED, f"examples/{split}", 0, len(rows))[:n]]
 
 
-def fixed_set(task: Task, split: Split, n: int) -> list[Example]:
+def _everything(example: Example) -> bool:
+    return True
+
+
+def fixed_set(
+    task: Task, split: Split, n: int, keeps: Callable[[Example], bool] = _everything
+) -> list[Example]:
     """``n`` distinct generated examples, whatever the run's seed; a smaller set begins a larger one.
 
     Raises ``DataError`` where the task does not yield that many distinct problems in 20 draws for each.
@@ -144,12 +161,13 @@ def fixed_set(task: Task, split: Split, n: int) -> list[Example]:
         if len(found) == n:
             break
         example = task.draw(split, generator(FIXED_SEED, f"examples/{split}", index))
-        found.setdefault(example.key, example)
+        if keeps(example):
+            found.setdefault(example.key, example)
     if len(found) < n:
         raise DataError(
             f"asked for {n} distinct {split} examples of {task.name}, found {len(found)} in {tries} draws; "
             f"ask for fewer (evaluation.examples, evaluation.validation_examples), or choose task options "
-            f"that allow more problems"
+            f"that allow more problems, or a longer data.max_prompt_length"
         )
     return list(found.values())
 

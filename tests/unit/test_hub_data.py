@@ -98,6 +98,20 @@ def test_overlong_prompts_are_dropped_and_counted_when_asked(tmp_path):
     assert sum(len(keys(everything, split)) for split in SPLITS) == 56
 
 
+def test_generated_examples_that_do_not_fit_are_drawn_anew():
+    task, tokenizer = (
+        load_task({"name": "countdown", "template": "{numbers}={target}"}),
+        character_tokenizer(),
+    )
+    short = DataConfig(max_prompt_length=14, overlong_prompts="drop").open(task, 0, tokenizer)
+    whole = DataConfig(max_prompt_length=14).open(task, 0, tokenizer)
+    examples = [*(short.train(i) for i in range(50)), *short.examples("test", 20)]
+    assert all(len(example.prompt) <= 12 for example in examples)  # two role tokens
+    fitting = [i for i in range(50) if len(whole.train(i).prompt) <= 12]
+    assert 0 < len(fitting) < 50
+    assert all(short.train(i) == whole.train(i) for i in fitting)
+
+
 def test_when_every_prompt_is_too_long_the_error_counts_them(tmp_path):
     folder = published(tmp_path / "set", train=questions(50))
     settings = DataConfig(path=folder, max_prompt_length=2, overlong_prompts="drop")
