@@ -186,6 +186,9 @@ class RLConfig(Strict):
     mismatch: MismatchConfig = MismatchConfig()
     gradient_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
     micro_batch_tokens: PositiveInt = Field(16384, description="tokens per forward/backward")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp spreads weights and optimiser over the learner's ranks; none: a copy each"
+    )
     validate_every: PositiveInt = Field(20, description="outer steps between validations")
     checkpoint_every: PositiveInt = 20
     keep_checkpoints: PositiveInt = 2

@@ -20,6 +20,7 @@ from d1ray.demonstrations import Demonstrations
 from d1ray.diffusion import Demonstration, noised_inputs
 from d1ray.diffusion.bucketing import Row, layout
 from d1ray.models import DiffusionLM
+from d1ray.models.sharding import ranks
 from d1ray.rl.optimizer import learning_rate, optimizer_step
 
 VALIDATION_SEED = 0  # runs with different seeds are validated under the same noise
@@ -105,11 +106,6 @@ def validation_loss(
     if world > 1:
         dist.all_reduce(total)
     return float(total) / sum(len(demonstration.completion) for demonstration in held_out)
-
-
-def ranks() -> tuple[int, int]:
-    """How many workers there are, and which one this is."""
-    return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
 
 
 def autocast(model: DiffusionLM, config: MaskedTrainingConfig) -> AbstractContextManager[Any]:

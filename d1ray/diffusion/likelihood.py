@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from d1ray.diffusion.estimators import GroupView
 from d1ray.diffusion.head import head_logps
@@ -83,6 +83,18 @@ def token_logps(model: DiffusionLM, view: View) -> Tensor:
     return torch.zeros(view.scored.shape, device=logps.device).masked_scatter(view.scored, logps)
 
 
+class ViewLogps(nn.Module):
+    """``token_logps`` as a module, so that the model's weights can be spread over ranks
+    (``d1ray.models.sharding``)."""
+
+    def __init__(self, model: DiffusionLM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, view: View) -> Tensor:
+        return token_logps(self.model, view)
+
+
 def one_step_logps(
     model: DiffusionLM, masked_ids: Tensor, completions: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
@@ -126,7 +138,7 @@ def split_rows(view: View, rows: int) -> Iterator[tuple[Tensor, View]]:
     Rows without anything to score are left out.
     """
     used = view.row_of[view.scored.any(-1)].unique()
-    for part in used.split(rows):
+    for part in used.split(rows) if len(used) else ():
         mine = torch.isin(view.row_of, part).nonzero(as_tuple=True)[0]
         mask = None if view.attention_mask is None else view.attention_mask[part]
         row_of = torch.searchsorted(part, view.row_of[mine])

@@ -17,6 +17,11 @@ from d1ray.models.lora import LoRAConfig, add_lora
 from d1ray.models.model import DiffusionLM
 
 
+def ranks() -> tuple[int, int]:
+    """How many ranks there are, and which one this is; one without a process group."""
+    return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+
+
 def shard(module: nn.Module, model: DiffusionLM, device: torch.device) -> None:
     """Spreads the weights of ``module``, which calls ``model``, over all ranks, in place.
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from d1ray.config import RLConfig
+from d1ray.diffusion.likelihood import ViewLogps
 from d1ray.models import DiffusionLM
 from d1ray.rl.batch import Batch
 from d1ray.rl.optimizer import learning_rate, optimizer_step
@@ -16,9 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 def learn(
-    model: DiffusionLM, optimizer: torch.optim.Optimizer, batch: Batch, step: int, seed: int, config: RLConfig
+    model: DiffusionLM,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    step: int,
+    seed: int,
+    config: RLConfig,
+    scorer: ViewLogps | None = None,
 ) -> dict[str, float]:
     """Runs the mu inner updates of outer step ``step`` (from 0), each on the whole batch.
+
+    Several ranks call it with the same batch and share the work (``d1ray.rl.update``).
 
     With ``config.skip_zero_advantage`` groups of equal rewards are left out of the loss and of its
     denominators. If that leaves none, nothing is updated, ``empty_batches`` is 1 and a warning is logged.
@@ -49,7 +58,7 @@ def learn(
         batch = batch.select(informative)
     rows = []
     for inner in range(config.mu):
-        update = accumulate_gradient(model, batch, inner, seed, config)
+        update = accumulate_gradient(model, batch, inner, seed, config, scorer)
         rate = learning_rate(step * config.mu + inner, config.steps * config.mu, config.optimizer)
         if math.isfinite(update["loss"]):
             norm, applied = optimizer_step(model, optimizer, rate, config.optimizer)

@@ -1,6 +1,7 @@
 """Log-probabilities of whole groups under an estimator's views, without gradient."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,11 +28,14 @@ def group_of(
     )
 
 
-def view_logps(model: DiffusionLM, view: View, rows: int) -> Tensor:
-    """``[N, L]`` of one view, in parts of at most ``rows`` rows; rows that score nothing are not run."""
+def view_logps(scorer: Callable[[View], Tensor], view: View, rows: int) -> Tensor:
+    """``[N, L]`` of one view, in parts of at most ``rows`` rows; rows that score nothing are not run.
+
+    ``scorer`` is ``token_logps`` of a model.
+    """
     logps = torch.zeros(view.completions.shape, device=view.completions.device)
     for mine, part in split_rows(view, rows):
-        logps = logps.index_copy(0, mine, token_logps(model, part))
+        logps = logps.index_copy(0, mine, scorer(part))
     return logps
 
 
@@ -45,7 +49,7 @@ def group_logps(
     with torch.inference_mode():
         for some in _view_batches(views, rows):
             joined = join_views(some, [group.completions] * len(some), model.config.pad_token_id, device)
-            logps = view_logps(model, joined, max(1, rows))
+            logps = view_logps(partial(token_logps, model), joined, max(1, rows))
             parts.append(logps.unflatten(0, (len(some), -1)))
     return np.ascontiguousarray(torch.cat(parts).transpose(0, 1).cpu().numpy())
 

@@ -89,7 +89,7 @@ def test_what_cannot_be_exported_says_why_and_leaves_nothing(adapted, tmp_path):
         export(folder, tmp_path / "out", "peft", dtype="bf16")
     with pytest.raises(ModelError, match="is there already"):
         export(folder, tmp_path / "base")
-    with pytest.raises(ModelError, match="no model folder, checkpoint or run folder"):
+    with pytest.raises(ModelError, match="no model folder, checkpoint, run folder or hub id"):
         export(tmp_path / "nowhere", tmp_path / "out")
     (folder / "model" / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="does not match its manifest"):

@@ -1,0 +1,150 @@
+"""Several ranks learn as one does: the same loss, gradient and update, whole or sharded, even or uneven."""
+
+import os
+import socket
+from datetime import timedelta
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from d1ray.config import OptimizerConfig, RLConfig
+from d1ray.diffusion import Group
+from d1ray.diffusion.likelihood import ViewLogps
+from d1ray.models import load_model
+from d1ray.models.lora import LoRAConfig, add_lora
+from d1ray.models.save import save_model
+from d1ray.models.sharding import shard, whole
+from d1ray.rl.algorithms import load_algorithm
+from d1ray.rl.batch import Batch, up_to_first_eos
+from d1ray.rl.learning import learn
+from d1ray.rl.likelihoods import group_logps
+from d1ray.rl.optimizer import adamw
+from d1ray.rl.update import accumulate_gradient
+
+MASK, SEED, MU, GROUPS = 1, 5, 2, 5
+ALGORITHMS = {"diffu_grpo": {}, "espo": {}, "coupled_grpo": {}}  # one view, views that mix, several views
+TOKENS = (16384, 60, 1)  # everything at once, some groups, a row
+CASES = [*product(ALGORITHMS, TOKENS, [False]), ("diffu_grpo", 60, True)]
+
+
+def config_of(name, tokens, lora):
+    return RLConfig(
+        steps=2,
+        mu=MU,
+        algorithm=load_algorithm({"name": name, **ALGORITHMS[name]}),
+        micro_batch_tokens=tokens,
+        lora=LoRAConfig(r=4, alpha=8) if lora else None,
+        optimizer=OptimizerConfig(learning_rate=1e-5, weight_decay=0.0),
+    )
+
+
+def batch_of(folder, config):
+    """Five groups with prompts of different lengths; one ends with its first token."""
+    draw, model, algorithm = np.random.default_rng(0), load_model(folder), config.algorithm
+    completions = draw.integers(2, 20, (GROUPS, 3, 6)).astype(np.int32)
+    completions[1, :, 0] = model.config.eos_token_id
+    groups = tuple(
+        Group(
+            g,
+            draw.integers(2, 20, 3 + 2 * g).astype(np.int32),
+            completions[g],
+            np.tile(np.arange(6, dtype=np.int32), (3, 1)),
+            up_to_first_eos(completions[g], model.config.eos_token_id),
+        )
+        for g in range(GROUPS)
+    )
+    logps = []
+    for group in groups:
+        views = [v for inner in range(MU) for v in algorithm.estimator.views(group, MASK, SEED, inner)]
+        logps.append(torch.from_numpy(group_logps(model, group, views, 16384)))
+    old = torch.stack(logps).unflatten(2, (MU, -1))
+    noise = torch.from_numpy(draw.standard_normal(old.shape).astype(np.float32))
+    return Batch(
+        groups,
+        old + 0.05 * noise if algorithm.needs_old else None,
+        old + 0.1 * noise if algorithm.needs_reference else None,
+        torch.from_numpy(algorithm.advantages(draw.random((GROUPS, 3)).astype(np.float32))),
+    )
+
+
+def learned(folder, case, sharded):
+    """The gradient and metrics of one update, and the weights and metrics after a step of all."""
+    config = config_of(*case)
+    batch = batch_of(folder, config)
+    found = {}
+    for part in ("update", "step"):
+        model = load_model(folder)
+        if config.lora:
+            add_lora(model, config.lora)
+        scorer = ViewLogps(model)
+        if sharded:
+            shard(scorer, model, torch.device("cpu"))
+        if part == "update":
+            found["metrics"] = accumulate_gradient(model, batch, 0, SEED, config, scorer)
+            trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        else:
+            found["means"] = learn(model, adamw(model, config.optimizer), batch, 0, SEED, config, scorer)
+            trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        found[part] = {name: whole(tensor) for name, tensor in trained.items()}
+    return found
+
+
+def rank_main(rank, world, port, folder, out):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    try:
+        for i, case in enumerate(CASES):
+            for sharded in (False, True):
+                found = learned(folder, case, sharded)
+                if rank == world - 1:  # the one with the least to do
+                    torch.save(found, out / f"{world}-{i}-{sharded}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    from d1ray.config import ArchitectureConfig
+    from d1ray.stages import make_model
+
+    path = tmp_path_factory.mktemp("ranks") / "model"
+    make_model(ArchitectureConfig(d_model=32, n_layers=2, mlp_hidden_size=48), 0, path)
+    model = load_model(path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    save_model(model, path, tokenizer)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    for world in (2, 6):  # uneven, and more ranks than groups
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.start_processes(rank_main, (world, port, folder, out), nprocs=world, start_method="spawn")
+    return {file.stem: torch.load(file) for file in out.glob("*.pt")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("world", [2, 6])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_ranks_learn_as_one_process(results, folder, case, world, sharded):
+    one, many = learned(folder, case, False), results[f"{world}-{CASES.index(case)}-{sharded}"]
+    assert many["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
+    assert many["means"] == pytest.approx(one["means"], rel=1e-4, abs=1e-6)
+    gradient = torch.cat([g.flatten() for g in one["update"].values()])
+    assert gradient.norm() > 1e-3
+    for name, expected in one["update"].items():
+        torch.testing.assert_close(many["update"][name], expected, atol=1e-5 * float(gradient.norm()), rtol=0)
+    for name, expected in one["step"].items():
+        torch.testing.assert_close(many["step"][name], expected, atol=1e-6, rtol=0)
