@@ -12,20 +12,14 @@ from typing import Any
 
 import ray
 
+from actors.failures import INFRASTRUCTURE, RolloutError, is_lost
 from actors.policy import PolicyRef
 from actors.pool import Pool
+from d1ray.errors import UserError
 from d1ray.interrupt import Interrupted
 from d1ray.rl.rollout import Request
 
-ACTOR_LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.ActorUnavailableError,
-    ray.exceptions.ObjectLostError,
-)
-
-
-class RolloutError(RuntimeError):
-    """A rollout could not be had: the wait is over its deadline, or its call keeps failing."""
+LOST_TRIES, FAILED_TRIES = 5, 2  # of one call: ended by its actor's death, and by an error of its own
 
 
 @dataclass(eq=False)
@@ -34,23 +28,32 @@ class Call:
 
     request: Request
     policy: PolicyRef
-    attempts: int = 0
+    lost: int = 0  # tries that ended with their actor
+    failed: int = 0  # tries that ended with an error of their own
     generator: int = -1
     scorer: int = -1
+    since: float = 0.0  # when its present stage began
+    generated: ray.ObjectRef | None = None  # of the try under way, until generation has ended
     table: ray.ObjectRef | None = None
     metadata: dict[str, Any] = field(default_factory=dict)  # empty until the group is scored
+    dropped: str = ""  # why it was given up
 
     @property
     def name(self) -> str:
         return f"group {self.request.prompts[0].group_id}"
 
+    @property
+    def over(self) -> bool:
+        return bool(self.metadata or self.dropped)
+
 
 class RolloutBuffer:
     """(staleness + 1) x prompts_per_step slots; a slot is taken by ``start`` and freed by ``release``.
 
-    Calls wait here until a generator is free. A call whose actor died is issued again with the same
-    group id, so its result is the same; after ``attempts`` tries the error surfaces. ``on_scored`` is told of
-    every call as it finishes, in whatever order.
+    Calls wait here until a generator is free. A call whose actor died, or was killed because it did not
+    answer for ``deadline_s``, is issued again with the same group id, so its result is the same; after
+    ``LOST_TRIES`` the error surfaces. One that fails by itself ``FAILED_TRIES`` times is dropped, and says
+    why. ``on_scored`` is told of every call as it finishes, in whatever order.
     """
 
     def __init__(
@@ -59,17 +62,17 @@ class RolloutBuffer:
         scorers: Pool,
         slots: int,
         deadline_s: float,
-        attempts: int = 5,
         on_scored: Callable[[Call], None] = lambda call: None,
     ):
         self.on_scored = on_scored
         self.generators, self.scorers = generators, scorers
-        self.slots, self.deadline_s, self.attempts = slots, deadline_s, attempts
+        self.slots, self.deadline_s = slots, deadline_s
         self.taken = 0
         self.started: list[Call] = []  # and not yet taken, in order
         self.waiting: deque[Call] = deque()
         self.running: dict[ray.ObjectRef, Call] = {}
         self.reissued = 0
+        self.killed = 0  # actors that did not answer
 
     def has_slot(self) -> bool:
         return self.taken < self.slots
@@ -88,17 +91,19 @@ class RolloutBuffer:
         overlapped runs are deterministic too. Their slots stay taken until ``release``.
 
         Raises:
-            RolloutError: ``deadline_s`` passed without any group finishing; names groups and actors.
+            RolloutError: a call was lost too often, or no actor is up for ``deadline_s``; names groups and
+                actors.
             Interrupted: ``interrupted()`` turned true.
         """
-        last_progress = time.monotonic()
-        while not all(call.metadata for call in self.started[:count]):
+        idle_since = time.monotonic()
+        while not all(call.over for call in self.started[:count]):
             if interrupted():
                 raise Interrupted
-            if self._collect(timeout_s=0.5):
-                last_progress = time.monotonic()
-            elif time.monotonic() - last_progress > self.deadline_s:
-                raise RolloutError(self._overdue(count))
+            self._collect(timeout_s=0.5)
+            if self.running:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > self.deadline_s:
+                raise RolloutError(self._stuck(count))
         taken, self.started = self.started[:count], self.started[count:]
         return taken
 
@@ -108,56 +113,114 @@ class RolloutBuffer:
         for call in calls:
             call.table = None
 
+    def again(self, calls: list[Call]) -> None:
+        """Generates taken groups once more, because their tables were lost; they will be taken first."""
+        for call in reversed(calls):
+            call.metadata, call.table = {}, None
+            self.started.insert(0, call)
+            self.waiting.appendleft(call)
+        self.reissued += len(calls)
+        self._dispatch()
+
     def _dispatch(self) -> None:
-        while self.waiting and (generator := self.generators.free()) is not None:
+        while self.waiting:
+            # A second call at an actor hides the way to it, but must not be there while another one idles.
+            depth = 2 if len(self.waiting) > sum(self.generators.up) else 1
+            generator, scorer = self.generators.free(depth), self.scorers.free(len(self.running) + 1)
+            if generator is None or scorer is None:
+                return
             call = self.waiting.popleft()
-            call.attempts += 1
-            call.generator = generator
-            call.scorer = self.scorers.least_busy()
+            call.generator, call.scorer, call.since = generator, scorer, time.monotonic()
             generated = self.generators.call(generator, "generate", call.request, call.policy)
-            call.table, done = self.scorers.call(call.scorer, "score", *generated)
+            call.generated = generated[1]
+            call.table, done = self.scorers.call(scorer, "score", *generated)
             self.running[done] = call
 
-    def _collect(self, timeout_s: float) -> int:
-        """Handles calls that have ended; returns how many groups became ready."""
-        if not self.running:  # another buffer's calls keep the generators busy
+    def _collect(self, timeout_s: float) -> None:
+        """Handles calls that have ended or do not end."""
+        if not self.running:  # nobody is up, or another buffer's calls keep them busy
             self.generators.wait(timeout_s)
             self._dispatch()
-            return 0
-        done, _ = ray.wait(list(self.running), num_returns=1, timeout=timeout_s, fetch_local=True)
-        more, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0) if done else ([], [])
-        finished = 0
-        for ref in {*done, *more}:
-            call = self.running.pop(ref)
-            try:
-                call.metadata = ray.get(ref, timeout=self.deadline_s)
-                self.on_scored(call)
-                finished += 1
-            except ACTOR_LOST as error:
-                self._again(call, error)
-            except ray.exceptions.RayTaskError as error:
-                if not isinstance(error.cause, ACTOR_LOST):
-                    raise
-                self._again(call, error)
+            return
+        generated = [call.generated for call in self.running.values() if call.generated is not None]
+        everything = [*self.running, *generated]
+        if ray.wait(everything, num_returns=1, timeout=timeout_s, fetch_local=False)[0]:
+            ended, _ = ray.wait(everything, num_returns=len(everything), timeout=0, fetch_local=False)
+            self._note_generated(set(ended))
+            for ref in ended:
+                if ref in self.running:
+                    self._end(self.running.pop(ref), ref)
+        self._kill_the_overdue()
         self._dispatch()
-        return finished
 
-    def _again(self, call: Call, error: Exception) -> None:
+    def _note_generated(self, ended: set[ray.ObjectRef]) -> None:
+        for call in self.running.values():
+            if call.generated in ended:
+                call.generated, call.since = None, time.monotonic()
+
+    def _end(self, call: Call, ref: ray.ObjectRef) -> None:
+        try:
+            metadata = ray.get(ref, timeout=self.deadline_s)
+            if (metadata["incarnation"], metadata["policy_version"]) != (
+                call.policy.incarnation,
+                call.policy.version,
+            ):
+                raise RolloutError(f"{call.name} was generated by another policy than it was asked of")
+            call.metadata = metadata
+            self.on_scored(call)
+        except INFRASTRUCTURE as error:
+            call.metadata = {}
+            self._lost(call, error)
+        except ray.exceptions.RayTaskError as error:
+            if is_lost(error):
+                self._lost(call, error)
+            elif isinstance(error.cause, UserError):
+                raise
+            else:
+                self._failed(call, error)
+
+    def _lost(self, call: Call, error: Exception) -> None:
+        """The death of either actor may be behind it: neither gets more until it answers."""
+        self.generators.lost(call.generator)
+        self.scorers.lost(call.scorer)
         self.reissued += 1
-        if call.attempts >= self.attempts:
+        call.lost += 1
+        if call.lost >= LOST_TRIES:
             raise RolloutError(
-                f"{call.name} failed {call.attempts} times; last on generator {call.generator}, "
+                f"{call.name} was lost {call.lost} times; last at generator {call.generator}, "
                 f"scorer {call.scorer}: {error}"
             ) from error
         self.waiting.appendleft(call)
 
-    def _overdue(self, count: int) -> str:
-        where = ", ".join(
-            f"{call.name} at generator {call.generator} / scorer {call.scorer} (try {call.attempts})"
-            for call in list(self.running.values())[:4]
+    def _failed(self, call: Call, error: Exception) -> None:
+        call.failed += 1
+        if call.failed < FAILED_TRIES:
+            self.waiting.appendleft(call)
+            return
+        reason = str(error).strip().splitlines()
+        call.dropped = (
+            f"failed {call.failed} times, last at generator {call.generator}, scorer {call.scorer}: "
+            f"{reason[-1] if reason else type(error).__name__}"
         )
-        ready = sum(bool(call.metadata) for call in self.started)
+
+    def _kill_the_overdue(self) -> None:
+        """Kills actors that work on one call for longer than ``deadline_s``."""
+        now = time.monotonic()
+        for pool, stage in ((self.generators, "generate"), (self.scorers, "score")):
+            for call in self.running.values():
+                if (call.generated is None) == (stage == "generate"):
+                    continue
+                index = call.generator if stage == "generate" else call.scorer
+                if pool.up[index] and now - max(call.since, pool.progress[index]) > self.deadline_s:
+                    pool.restart(index)
+                    self.killed += 1
+
+    def _stuck(self, count: int) -> str:
+        ready = sum(call.over for call in self.started[:count])
+        waiting = ", ".join(call.name for call in list(self.waiting)[:4])
         return (
-            f"no group finished within {self.deadline_s:g} s (cluster.deadline_s); {ready} of "
-            f"{count} are ready, {len(self.waiting)} wait for a generator, under way: {where or 'none'}"
+            f"no group is under way since {self.deadline_s:g} s (cluster.deadline_s): {ready} of {count} are "
+            f"ready, {len(self.waiting)} wait ({waiting}); {sum(self.generators.up)} of "
+            f"{len(self.generators.actors)} generators and {sum(self.scorers.up)} of "
+            f"{len(self.scorers.actors)} scorers are up"
         )

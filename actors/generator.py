@@ -39,7 +39,7 @@ class Generator:
         self.tokenizer = load_tokenizer(folder)
         self.model = load_model(folder, device=self.device)
         self.source = folder  # of self.model's own weights, which a LoRA policy adapts
-        self.overwritten = False  # whether buckets took the place of those weights
+        self.overwritten = False  # whether parcels took the place of those weights
         self.reference: DiffusionLM | None = None
         self.loaded: dict[str, Key] = {}  # by role; an adapter is that of self.model
 
@@ -66,16 +66,16 @@ class Generator:
             return
         self.loaded.pop(POLICY, None)  # half-copied weights must not pass for loaded ones
         source, full = weights.folder or self.folder, weights.lora is None
-        replaces = full and weights.buckets  # everything, so it does not matter what was there
+        replaces = full and weights.parcels  # everything, so it does not matter what was there
         stale = (self.overwritten and not replaces) or (full and has_lora(self.model))
         if self.source != source or stale:
             self.model, self.source, self.overwritten = load_model(source, device=self.device), source, False
             self.loaded.clear()  # a reference adapter went with the model
         if weights.lora is not None:
-            weights.copy_into(self._adapter(POLICY, weights.lora), self.deadline_s)
-        elif weights.buckets:
+            weights.copy_into(self._adapter(POLICY, weights.lora), incarnation, self.deadline_s)
+        elif weights.parcels:
             self.overwritten = True
-            weights.copy_into(live_tensors(self.model), self.deadline_s)
+            weights.copy_into(live_tensors(self.model), incarnation, self.deadline_s)
         self.loaded[POLICY] = _key(incarnation, weights)
 
     def _load_reference(self, incarnation: int, weights: Weights) -> AbstractContextManager[DiffusionLM]:
@@ -87,11 +87,11 @@ class Generator:
             if not has_lora(self.model):
                 raise ValueError("a reference adapter needs a policy that is an adapter of the same model")
             if not current:
-                weights.copy_into(self._adapter(REFERENCE, weights.lora), self.deadline_s)
+                weights.copy_into(self._adapter(REFERENCE, weights.lora), incarnation, self.deadline_s)
         elif not current:
-            if self.reference is None or not weights.buckets:
+            if self.reference is None or not weights.parcels:
                 self.reference = load_model(weights.folder or self.folder, device=self.device)
-            weights.copy_into(live_tensors(self.reference), self.deadline_s)
+            weights.copy_into(live_tensors(self.reference), incarnation, self.deadline_s)
         self.loaded[REFERENCE] = _key(incarnation, weights)
         if weights.lora is not None:
             return using_adapter(self.model, REFERENCE)

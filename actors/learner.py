@@ -1,7 +1,9 @@
-"""Learner: holds the trained policy and its optimiser, learns from rollouts, publishes weights."""
+"""Learner: one rank of those that hold the trained policy and its optimiser, learn, and publish weights."""
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +12,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from actors.policy import Parcel
 from d1ray import checkpoint, schema
 from d1ray.config import RLConfig
-from d1ray.models import load_model, load_tokenizer, save_model
+from d1ray.diffusion.likelihood import ViewLogps
+from d1ray.models import DiffusionLM, load_model, load_tokenizer, save_model
 from d1ray.models.adapter_folder import read_adapter
 from d1ray.models.lora import add_lora, unadapted
-from d1ray.models.weights import Bucket, bucket_names, live_tensors, pack
+from d1ray.models.sharding import gathered, is_sharded, shard, spread_like, unsharded
+from d1ray.models.weights import bucket_names, live_tensors, pack
 from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where the learner stands: the versions of policy and reference, and in how many buckets either goes."""
+
+    version: int
+    reference_version: int
+    buckets: int
+
+
 class Learner:
-    """The policy in training.
+    """The policy in training, or one rank's part of it.
 
     Args:
         start: the model folder RL starts from, which is also the first reference.
@@ -32,27 +48,64 @@ class Learner:
         config: the RL settings.
         seed: the run's seed.
         threads: torch's intra-op threads; part of what makes results reproducible.
-        deadline_s: longest wait for an object.
+        deadline_s: longest wait for an object or for the other ranks.
+        incarnation: marks what is published.
+        rank: which of the ranks this is; the first one writes and publishes.
+        world: how many there are. Every method is called on all of them, in the same order.
     """
 
     def __init__(
-        self, start: Path, resume: Path | None, config: RLConfig, seed: int, threads: int, deadline_s: float
+        self,
+        start: Path,
+        resume: Path | None,
+        config: RLConfig,
+        seed: int,
+        threads: int,
+        deadline_s: float,
+        incarnation: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ):
         torch.set_num_threads(threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.config, self.seed, self.deadline_s = config, seed, deadline_s
-        self.tokenizer, self.start = load_tokenizer(start), start
-        self.model = load_model(start, device=device)
-        self.model.gradient_checkpointing = config.gradient_checkpointing
-        if config.lora:
-            add_lora(self.model, config.lora, seed)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.start, self.resume = start, resume
+        self.config, self.seed, self.deadline_s, self.incarnation = config, seed, deadline_s, incarnation
+        self.rank, self.world = rank, world
+        self.first = rank == 0
+        self.store: Any = None  # where the ranks meet; the first one keeps it
+        self.version = 0
+
+    def meeting_point(self) -> tuple[str, int]:
+        """Where the other ranks find this one."""
+        host = ray.util.get_node_ip_address()
+        wait = timedelta(seconds=self.deadline_s)
+        if self.world > 1:
+            self.store = TCPStore(host, 0, self.world, True, timeout=wait, wait_for_workers=False)
+        return host, self.store.port if self.store else 0
+
+    def build(self, meeting: tuple[str, int]) -> Standing:
+        """Joins the other ranks; loads the model, and what the checkpoint holds."""
+        if self.world > 1:
+            wait = timedelta(seconds=self.deadline_s)
+            store = self.store or TCPStore(*meeting, self.world, False, timeout=wait)
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=wait)
+        self.tokenizer = load_tokenizer(self.start)
+        self.model = load_model(self.start, device=self.device)
+        self.model.gradient_checkpointing = self.config.gradient_checkpointing
+        if self.config.lora:
+            add_lora(self.model, self.config.lora, self.seed)
+        self.scorer = ViewLogps(self.model)
+        if self.world > 1 and self.config.sharding == "fsdp":
+            shard(self.scorer, self.model, self.device)
         self.live = live_tensors(self.model)
-        self.reference = _copy(self.live) if config.algorithm.needs_reference else {}
-        self.optimizer = adamw(self.model, config.optimizer)
-        self.reference_version = self.version = self.updates_since_sync = 0
-        if resume:
-            self._resume(resume)
+        self.reference = _copy(self.live) if self.config.algorithm.needs_reference else {}
+        self.optimizer = adamw(self.model, self.config.optimizer)
+        self.reference_version = self.updates_since_sync = self.failed_in_a_row = 0
+        if self.resume:
+            self._resume(self.resume)
         self.names = bucket_names(self.live)
+        return self._standing()
 
     def _resume(self, folder: Path) -> None:
         trained = folder / "model"
@@ -64,43 +117,55 @@ class Learner:
         if self.reference_version:
             _fill(self.reference, checkpoint.load_tensors(folder, "reference"))
 
-    def bucket_count(self) -> int:
-        """How many objects ``publish`` and ``publish_reference`` return beside the version."""
-        return len(self.names)
+    def _standing(self) -> Standing:
+        return Standing(self.version, self.reference_version, len(self.names))
 
-    def publish(self) -> tuple[int | Bucket, ...]:
-        """The policy's version and its buckets; the caller owns them, so they outlive this actor."""
-        return self.version, *(pack(self.live, names) for names in self.names)
+    def parcel(self, which: str, index: int) -> tuple[Parcel | None, None]:
+        """A bucket of the "policy" or the "reference", from the first rank; the caller owns it, so it
+        outlives this actor. Of sharded weights it is gathered tensor by tensor."""
+        tensors = self.live if which == "policy" else self.reference
+        version = self.version if which == "policy" else self.reference_version
+        bucket = pack(tensors, self.names[index], self.first)
+        return Parcel(self.incarnation, version, bucket) if self.first else None, None
 
-    def reference_version_now(self) -> int:
-        """The version of the policy that the reference is a copy of (0: the start model)."""
-        return self.reference_version
-
-    def publish_reference(self) -> tuple[int | Bucket, ...]:
-        """The reference's version and its buckets."""
-        return self.reference_version, *(pack(self.reference, names) for names in self.names)
-
-    def learn(self, tables: Sequence[ray.ObjectRef], step: int, rollouts: Path) -> dict[str, float]:
+    def learn(
+        self, tables: Sequence[ray.ObjectRef], step: int, rollouts: Path
+    ) -> tuple[dict[str, float], Standing]:
         """Outer step ``step``: mu inner updates on the groups behind ``tables`` (``schema.SCORED``).
 
         Writes the rollouts with their advantages to ``rollouts``. Returns metrics.
+
+        Raises:
+            FloatingPointError: ``rl.max_nonfinite`` updates in a row had no finite loss and gradient.
         """
         table = pa.concat_tables(ray.get(list(tables), timeout=self.deadline_s))
         started = time.perf_counter()
         algorithm = self.config.algorithm
         advantages = algorithm.advantages(table["reward"].to_numpy().reshape(-1, self.config.group_size))
-        column = pa.array(advantages.flatten())
-        pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), rollouts)
-        eos, device = self.model.config.eos_token_id, next(self.model.parameters()).device
-        batch = batch_of(table, advantages, eos, algorithm.estimator.views_per_update, device)
-        metrics = learn(self.model, self.optimizer, batch, step, self.seed, self.config)
+        if self.first:
+            column = pa.array(advantages.flatten())
+            pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), rollouts)
+        eos = self.model.config.eos_token_id
+        batch = batch_of(table, advantages, eos, algorithm.estimator.views_per_update, self.device)
+        metrics = learn(self.model, self.optimizer, batch, step, self.seed, self.config, self.scorer)
         self.version += 1
         self._sync_reference(int(metrics["updates"]))
-        return metrics | {
+        self._count_failures(int(metrics["nonfinite"]), int(metrics["updates"]))
+        metrics |= {
             "reference_version": self.reference_version,
             "reward": float(np.mean(table["reward"].to_numpy())),
             "seconds_learn": time.perf_counter() - started,
         }
+        return metrics, self._standing()
+
+    def _count_failures(self, failed: int, applied: int) -> None:
+        self.failed_in_a_row = 0 if applied else self.failed_in_a_row + failed
+        if self.failed_in_a_row >= self.config.max_nonfinite:
+            raise FloatingPointError(
+                f"{self.failed_in_a_row} updates in a row had a loss or gradient that is not finite "
+                f"(rl.max_nonfinite={self.config.max_nonfinite}); lower the learning rate, "
+                f"or look at the rollouts"
+            )
 
     def _sync_reference(self, updates: int) -> None:
         self.updates_since_sync += updates
@@ -109,27 +174,34 @@ class Learner:
             _fill(self.reference, self.live)
             self.reference_version, self.updates_since_sync = self.version, 0
 
-    def save_checkpoint(self, root: Path, step: int, state: dict[str, Any]) -> Path:
+    def save_checkpoint(self, root: Path, step: int, state: dict[str, Any]) -> None:
         """Writes a checkpoint of policy, optimiser and moved reference, with the driver's ``state``."""
-        tensors = {"optimizer": checkpoint.optimizer_tensors(self.optimizer)}
+        tensors = {"optimizer": checkpoint.optimizer_tensors(self.optimizer, self.first)}
         if self.reference_version:
-            tensors["reference"] = self.reference
+            tensors["reference"] = gathered(self.reference, self.first)
         learner = {
             "version": self.version,
             "reference_version": self.reference_version,
             "updates_since_sync": self.updates_since_sync,
         }
-        keep = self.config.keep_checkpoints
-        return checkpoint.save(
-            root, step, self.model, self.tokenizer, tensors, state | {"learner": learner}, keep, self.start
-        )
+        model, keep = self._whole_model(), self.config.keep_checkpoints
+        if self.first and model is not None:
+            checkpoint.save(
+                root, step, model, self.tokenizer, tensors, state | {"learner": learner}, keep, self.start
+            )
 
     def save_model(self, folder: Path) -> None:
         """Writes the policy as a Hugging Face folder, an adapter merged into its base."""
-        save_model(unadapted(self.model), folder, self.tokenizer)
+        model = self._whole_model()
+        if self.first and model is not None:
+            save_model(unadapted(model), folder, self.tokenizer)
+
+    def _whole_model(self) -> DiffusionLM | None:
+        """The model; of a sharded one a copy on the first rank."""
+        return unsharded(self.model, self.config.lora, self.first) if is_sharded(self.model) else self.model
 
     def __repr__(self) -> str:
-        return f"Learner(version={self.version})"
+        return f"Learner(rank={self.rank}, version={self.version})"
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,4 +211,4 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(values[name])
+            target.copy_(spread_like(values[name], target))

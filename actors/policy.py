@@ -8,25 +8,42 @@ import ray
 from torch import Tensor
 
 from d1ray.models.lora import LoRAConfig
-from d1ray.models.weights import copy_into
+from d1ray.models.weights import Bucket, copy_into
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One bucket of weights, and whose it is: of which learner's incarnation, at which version."""
+
+    incarnation: int
+    version: int
+    bucket: Bucket
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of weights, wherever it lies: object-store buckets, or a model folder on shared storage.
+    """One set of weights, wherever it lies: parcels in the object store, or a folder on shared storage.
 
-    With ``lora`` the buckets hold an adapter of the model that the generators start from.
+    With ``lora`` the parcels hold an adapter of the model that the generators start from.
     """
 
     version: int
-    buckets: tuple[ray.ObjectRef, ...] = ()
+    parcels: tuple[ray.ObjectRef, ...] = ()
     folder: Path | None = None
     lora: LoRAConfig | None = None
 
-    def copy_into(self, tensors: Mapping[str, Tensor], timeout_s: float) -> None:
-        """Copies the buckets into ``tensors``; never binds memory that other processes share."""
-        for bucket in self.buckets:
-            copy_into(tensors, ray.get(bucket, timeout=timeout_s))
+    def copy_into(self, tensors: Mapping[str, Tensor], incarnation: int, timeout_s: float) -> None:
+        """Copies the parcels into ``tensors``; never binds memory that other processes share.
+
+        Raises:
+            RuntimeError: a parcel is of other weights than these.
+        """
+        for ref in self.parcels:
+            parcel: Parcel = ray.get(ref, timeout=timeout_s)
+            if (parcel.incarnation, parcel.version) != (incarnation, self.version):
+                got = f"{parcel.incarnation}.{parcel.version}"
+                raise RuntimeError(f"asked for weights {incarnation}.{self.version}, got {got}")
+            copy_into(tensors, parcel.bucket)
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class PolicyRef:
     """A policy and its reference, as a generator needs them.
 
     ``incarnation`` rises when the learner is rebuilt, so that a rollout of a rolled-back future is
-    told apart from one of the same version number. The driver owns the buckets.
+    told apart from one of the same version number. The driver owns the parcels.
     """
 
     incarnation: int

@@ -27,6 +27,7 @@ class Scorer:
         scored = score_rollouts(table, self.task, self.checker.check)
         components = [dict(row) for row in scored["components"].to_pylist()]
         return scored, generated | {
+            "incarnation": scored["incarnation"][0].as_py(),
             "policy_version": scored["policy_version"][0].as_py(),
             "correct": scored["correct"].to_pylist(),
             "partial": scored["partial"].to_pylist(),

@@ -189,6 +189,9 @@ class RLConfig(Strict):
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp spreads weights and optimiser over the learner's ranks; none: a copy each"
     )
+    max_nonfinite: PositiveInt = Field(
+        100, description="updates in a row without finite loss and gradient, after which the run ends"
+    )
     validate_every: PositiveInt = Field(20, description="outer steps between validations")
     checkpoint_every: PositiveInt = 20
     keep_checkpoints: PositiveInt = 2
@@ -221,11 +224,18 @@ class ClusterConfig(Strict):
 
     address: str | None = Field(None, description="null: RAY_ADDRESS, the job's cluster, or a local one")
     generators: PositiveInt = 2
+    max_generators: PositiveInt | None = Field(
+        None, description="further generators join whenever there is room, up to so many in all"
+    )
     scorers: PositiveInt = 1
     generator_cpus: NonNegativeFloat = 1
     generator_gpus: NonNegativeFloat = 0
     generator_threads: PositiveInt = 1
     scorer_cpus: NonNegativeFloat = 1
+    learners: PositiveInt = Field(1, description="ranks that share the learning; see rl.sharding")
+    learner_restarts: NonNegativeInt = Field(
+        10, description="times the ranks are rebuilt from the newest checkpoint without getting past it"
+    )
     learner_cpus: NonNegativeFloat = 1
     learner_gpus: NonNegativeFloat = 0
     learner_threads: PositiveInt = 1

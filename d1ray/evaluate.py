@@ -8,6 +8,7 @@ import ray
 from transformers import PreTrainedTokenizerBase
 
 from actors.buffer import Call, RolloutBuffer
+from actors.failures import RolloutError
 from actors.policy import PolicyRef
 from actors.pools import Pools
 from d1ray.config import Config
@@ -82,6 +83,8 @@ def evaluate(
             m["texts"] = m.pop("text")
         else:
             calls = buffer.take(1, interrupted)
+            if calls[0].dropped:
+                raise RolloutError(f"examples {i * size} to {i * size + len(batch) - 1}: {calls[0].dropped}")
             m = calls[0].metadata
             buffer.release(calls)
         tags = [prompt.example.tags for prompt in batch for _ in range(samples)]

@@ -6,6 +6,7 @@ run_dir/
   metrics.jsonl         one JSON object a step
   tensorboard/STAGE/    the same numbers as events, tagged STAGE/KEY
   rollouts/  checkpoints/  models/
+  dropped.jsonl         groups that were given up, if any, and why
   summary.json  curves.png
 ```
 
@@ -99,6 +100,11 @@ class RunFolder:
         for key, value in row.items():
             if key not in ("stage", "step") and isinstance(value, Real):
                 writer.add_scalar(f"{stage}/{key}", float(value), step)
+
+    def note_dropped(self, row: Mapping[str, Any]) -> None:
+        """Appends a group that was given up to ``dropped.jsonl``."""
+        with (self.path / "dropped.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_to_json(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every logged row in order. Raises ``DataError`` naming the line that is not a JSON object."""

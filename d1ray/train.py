@@ -12,8 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from actors.buffer import Call, RolloutBuffer
-from actors.learner_handle import LearnerHandle
+from actors.failures import LearnerLost, RolloutError, is_lost
+from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools
 from d1ray import checkpoint
@@ -63,32 +66,46 @@ def reinforce(
     rl = config.rl
     assert rl is not None
     root = run.checkpoints / "rl"
-    resume = checkpoint.latest(root)
-    state = State(**checkpoint.load_state(resume)["driver"]) if resume else State()
-    state.incarnation += 1
-    run.truncate_metrics("rl", state.step or -1)
+    tokenizer = load_tokenizer(start)
+    incarnation = rebuilt_at = restarts = 0
     with ExitStack() as actors:
-        learner = actors.enter_context(closing(LearnerHandle(config, start, resume, state.incarnation)))
         pools = actors.enter_context(closing(Pools(config, start)))
-        stage = actors.enter_context(progress.stage(rl.algorithm.title, rl.steps, state.step))
-        try:
-            loop(
-                config,
-                rl,
-                load_tokenizer(start),
-                data,
-                validation,
-                state,
-                learner,
-                pools,
-                run,
-                progress,
-                stage,
-                interrupt,
-            )
-        except Interrupted:
-            learner.save_checkpoint(root, state.step, {"driver": asdict(state)})
-            raise
+        while True:
+            resume = checkpoint.latest(root)
+            state = State(**checkpoint.load_state(resume)["driver"]) if resume else State()
+            incarnation = state.incarnation = max(state.incarnation, incarnation) + 1
+            run.truncate_metrics("rl", state.step or -1)
+            restarts = 0 if state.step > rebuilt_at else restarts
+            rebuilt_at = state.step
+            try:
+                with (
+                    closing(LearnerGang(config, start, resume, incarnation)) as learner,
+                    progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
+                ):
+                    try:
+                        loop(
+                            config,
+                            rl,
+                            tokenizer,
+                            data,
+                            validation,
+                            state,
+                            learner,
+                            pools,
+                            run,
+                            progress,
+                            stage,
+                            interrupt,
+                        )
+                    except Interrupted:
+                        learner.save_checkpoint(root, state.step, {"driver": asdict(state)})
+                        raise
+                return
+            except LearnerLost as error:
+                restarts += 1
+                if restarts > config.cluster.learner_restarts:
+                    raise
+                progress.note(f"{error}; the learner starts again from its newest checkpoint")
 
 
 def loop(
@@ -98,7 +115,7 @@ def loop(
     data: Data,
     validation: Sequence[Prompt],
     state: State,
-    learner: LearnerHandle,
+    learner: LearnerGang,
     pools: Pools,
     run: RunFolder,
     progress: Progress,
@@ -131,8 +148,9 @@ def loop(
             sampling = exact_sampling(rl.sampling) if state.exact_decoding else rl.sampling
             buffer.start(request(config, rl, sampling, tokenizer, data, next_prompt), policy)
             next_prompt += 1
-        groups = buffer.take(rl.prompts_per_step, interrupt)
-        metrics = rollout_metrics(groups, policy, buffer)
+        taken = buffer.take(rl.prompts_per_step, interrupt)
+        groups = kept(taken, state, run, progress)
+        metrics = rollout_metrics(groups, policy, buffer) | {"dropped_groups": len(taken) - len(groups)}
         if rl.mismatch.limit is not None and metrics.get("mismatch", 0) > rl.mismatch.limit:
             state.exact_decoding = True
             progress.note(
@@ -141,14 +159,14 @@ def loop(
                 f"{rl.mismatch.limit:g}; rollouts are decoded exactly from the next ones on"
             )
         rollouts = run.rollouts / f"step-{state.step + 1:05d}.parquet"
-        metrics |= learner.learn([group.table for group in groups], state.step, rollouts)
+        metrics |= learn(learner, buffer, groups, state.step, rollouts, interrupt)
         state.step += 1
         if metrics["empty_batches"]:
             progress.note(f"step {state.step}: no update, because in each group all rewards are equal")
-        state.cursor += len(groups)
+        state.cursor += len(taken)
         publishing = time.perf_counter()
         policy = learner.publish()
-        buffer.release(groups)
+        buffer.release(taken)
         finished = time.perf_counter()
         metrics |= {"seconds_publish": finished - publishing, "seconds_step": finished - started}
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds_step"]
@@ -158,6 +176,44 @@ def loop(
         stage.update(state.step, metrics)
         if state.step % rl.checkpoint_every == 0 or state.step == rl.steps:
             learner.save_checkpoint(run.checkpoints / "rl", state.step, {"driver": asdict(state)})
+
+
+def kept(taken: list[Call], state: State, run: RunFolder, progress: Progress) -> list[Call]:
+    """The groups that were not given up; those that were are recorded in ``dropped.jsonl``.
+
+    Raises:
+        RolloutError: none is left.
+    """
+    for call in taken:
+        if call.dropped:
+            group = call.request.prompts[0]
+            progress.note(f"step {state.step + 1}: group {group.group_id} is dropped: it {call.dropped}")
+            run.note_dropped(
+                {"step": state.step + 1, "group_id": group.group_id, "example": group.example.key}
+                | {"reason": call.dropped}
+            )
+    groups = [call for call in taken if not call.dropped]
+    if not groups:
+        raise RolloutError(f"all {len(taken)} groups of step {state.step + 1} failed; {taken[0].dropped}")
+    return groups
+
+
+def learn(
+    learner: LearnerGang,
+    buffer: RolloutBuffer,
+    groups: list[Call],
+    step: int,
+    rollouts: Path,
+    interrupt: Callable[[], bool],
+) -> dict[str, float]:
+    """One learning step. Groups whose tables were lost with a node are generated again, the same."""
+    try:
+        return learner.learn([group.table for group in groups], step, rollouts)
+    except ray.exceptions.RayTaskError as error:
+        if not is_lost(error):
+            raise
+    buffer.again(groups)
+    return learner.learn([group.table for group in buffer.take(len(groups), interrupt)], step, rollouts)
 
 
 def request(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from d1ray.models.lora import POLICY, adapter_tensors, has_lora
+from d1ray.models.sharding import whole
 
 BUCKET_BYTES = 256 * 1024**2
 Bucket = dict[str, NDArray[np.uint8]]
@@ -29,20 +30,26 @@ def bucket_names(tensors: Mapping[str, Tensor], limit: int = BUCKET_BYTES) -> li
     groups: list[list[str]] = []
     size = limit
     for name, tensor in tensors.items():
-        size += tensor.nbytes
+        nbytes = tensor.numel() * tensor.element_size()  # of the whole, where it is sharded
+        size += nbytes
         if size > limit:
             groups.append([])
-            size = tensor.nbytes
+            size = nbytes
         groups[-1].append(name)
     return groups
 
 
-def pack(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Bucket:
-    """The named tensors as byte arrays that share no memory with the model."""
-    return {
-        name: tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().copy()
-        for name in names
-    }
+def pack(tensors: Mapping[str, Tensor], names: Iterable[str], keep: bool = True) -> Bucket:
+    """The named tensors as byte arrays that share no memory with the model.
+
+    Of sharded tensors they are gathered one by one, on all ranks together, for those that ``keep`` them.
+    """
+    bucket = {}
+    for name in names:
+        tensor = whole(tensors[name].detach())
+        if keep:
+            bucket[name] = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().copy()
+    return bucket
 
 
 def copy_into(tensors: Mapping[str, Tensor], bucket: Mapping[str, NDArray[np.uint8]]) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from actors import policy as actors_policy
 from actors.generator import Generator
-from actors.policy import PolicyRef, Weights, policy_of_folder
+from actors.policy import Parcel, PolicyRef, Weights, policy_of_folder
 from d1ray.config import RLConfig
 from d1ray.diffusion import SamplerConfig
 from d1ray.models import save_model
@@ -60,7 +60,7 @@ def adapted(make_text_model):
 
 
 def weights(tensors, version, lora=None):
-    return Weights(version, (pack(tensors, list(tensors)),), lora=lora)
+    return Weights(version, (Parcel(0, version, pack(tensors, list(tensors))),), lora=lora)
 
 
 def adapter_weights(model, version):
@@ -174,7 +174,7 @@ def test_weights_that_came_half_are_loaded_again(folder, make_text_model, reques
     worker = Generator(folder, threads=1, deadline_s=10)
     tensors = make_text_model(3).state_dict()
     names = list(tensors)
-    half = Weights(3, (pack(tensors, names[:4]), pack(tensors, names[4:])))
+    half = Weights(3, tuple(Parcel(0, 3, pack(tensors, part)) for part in (names[:4], names[4:])))
     policy = PolicyRef(0, half, full_weights(make_text_model(4), 0))
     calls = iter([True, False])
 
@@ -201,3 +201,13 @@ def test_a_reference_adapter_without_an_adapted_policy_is_refused(
     policy = PolicyRef(0, full_weights(make_text_model(3), 3), adapter_weights(adapted(2), 0))
     with pytest.raises(ValueError, match="needs a policy that is an adapter"):
         worker.generate(request_of_two, policy)
+
+
+@pytest.mark.parametrize("sent", [(1, 3), (0, 2)], ids=["incarnation", "version"])
+def test_parcels_of_other_weights_than_those_asked_for_are_refused(
+    folder, request_of_two, make_text_model, sent
+):
+    tensors = make_text_model(3).state_dict()
+    policy = PolicyRef(0, Weights(3, (Parcel(*sent, pack(tensors, list(tensors))),)), Weights(0))
+    with pytest.raises(RuntimeError, match=r"asked for weights 0\.3, got"):
+        Generator(folder, 1, 10).generate(request_of_two, policy)

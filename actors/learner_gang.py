@@ -1,0 +1,173 @@
+"""LearnerGang: the driver's side of the learner's ranks. It passes references and waits with a deadline."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.failures import ACTOR_LOST, LearnerLost
+from actors.learner import Learner, Standing
+from actors.policy import PolicyRef, Weights
+from d1ray.config import Config
+from d1ray.errors import ResourceError
+
+DEATH_NOTICE_S = 15  # after a rank's error, to learn whether another's death was its cause
+
+
+class LearnerGang:
+    """Starts the learner's ranks and kills them on ``close``. They live and die together.
+
+    Args:
+        start: the model folder RL starts from.
+        resume: a complete checkpoint to continue from, or None.
+        incarnation: marks the policies published from here.
+
+    Every method calls all ranks and waits for them, at most ``cluster.deadline_s``.
+
+    Raises:
+        LearnerLost: a rank died, or did not answer in time; the gang is of no further use.
+        ResourceError: there is no room for all ranks.
+    """
+
+    def __init__(self, config: Config, start: Path, resume: Path | None, incarnation: int):
+        c = config.cluster
+        assert config.rl is not None
+        self.needs_reference = config.rl.algorithm.needs_reference
+        self.lora, self.incarnation, self.deadline_s = config.rl.lora, incarnation, c.deadline_s
+        self.actors: list[Any] = []
+        self.group: PlacementGroup | None = None
+        self.policy: Weights | None = None
+        self.reference: Weights | None = None
+        try:
+            if c.learners > 1:
+                self.group = self._placed(config)
+            rank = ray.remote(Learner)
+            for number in range(c.learners):
+                options: dict[str, Any] = {"num_cpus": c.learner_cpus, "num_gpus": c.learner_gpus}
+                if self.group is not None:
+                    options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, number)
+                self.actors.append(
+                    rank.options(**options).remote(
+                        start,
+                        resume,
+                        config.rl,
+                        config.seed,
+                        c.learner_threads,
+                        c.deadline_s,
+                        incarnation,
+                        number,
+                        c.learners,
+                    )
+                )
+            meeting = self._of_first([self.actors[0].meeting_point.remote()], "meeting_point")
+            self.standing: Standing = self._all("build", meeting)
+        except BaseException:
+            self.close()
+            raise
+
+    def learn(self, tables: Sequence[ray.ObjectRef], step: int, rollouts: Path) -> dict[str, float]:
+        """Outer step ``step`` on the groups behind ``tables``; returns its metrics."""
+        metrics: dict[str, float]
+        metrics, self.standing = self._all("learn", list(tables), step, rollouts)
+        return metrics
+
+    def publish(self) -> PolicyRef:
+        """The current policy, its parcels owned by the driver; the reference again only when it has moved.
+
+        Returns once the ranks have handed everything over: a parcel is then in the object store.
+        """
+        now = self.standing
+        if self.policy is None or self.policy.version != now.version:
+            self.policy = Weights(now.version, self._parcels("policy"), lora=self.lora)
+        if self.needs_reference and (
+            self.reference is None or self.reference.version != now.reference_version
+        ):
+            self.reference = Weights(now.reference_version, self._parcels("reference"), lora=self.lora)
+        return PolicyRef(self.incarnation, self.policy, self.reference)
+
+    def save_checkpoint(self, root: Path, step: int, state: dict[str, Any]) -> None:
+        """Writes a checkpoint with the driver's ``state``."""
+        self._all("save_checkpoint", root, step, state)
+
+    def save_model(self, folder: Path) -> None:
+        """Writes the policy as a Hugging Face folder."""
+        self._all("save_model", folder)
+
+    def close(self) -> None:
+        """Kills the ranks and gives their place back."""
+        for actor in self.actors:
+            ray.kill(actor)
+        if self.group is not None:
+            remove_placement_group(self.group)
+
+    def _placed(self, config: Config) -> PlacementGroup:
+        """A place for every rank at once: a part of a gang would only hold what others need."""
+        c = config.cluster
+        bundle = {"CPU": c.learner_cpus} | ({"GPU": c.learner_gpus} if c.learner_gpus else {})
+        group = placement_group([bundle] * c.learners, strategy="PACK")
+        try:
+            ray.get(group.ready(), timeout=c.deadline_s)
+        except ray.exceptions.GetTimeoutError:
+            remove_placement_group(group)
+            raise ResourceError(
+                f"no place for {c.learners} learner ranks of {bundle} each within {c.deadline_s:g} s "
+                f"(cluster.learners, cluster.learner_cpus, cluster.learner_gpus); free are "
+                f"{ray.available_resources()}"
+            ) from None
+        return group
+
+    def _parcels(self, which: str) -> tuple[ray.ObjectRef, ...]:
+        """A call a bucket: each rank has its part of one bucket in hand at a time."""
+        calls = [
+            [actor.parcel.options(num_returns=2).remote(which, index) for actor in self.actors]
+            for index in range(self.standing.buckets)
+        ]
+        for call in calls:
+            self._of_first([done for _, done in call], "parcel")
+        return tuple(call[0][0] for call in calls)
+
+    def _all(self, method: str, *arguments: Any) -> Any:
+        """What the first rank returns, when all have."""
+        return self._of_first([getattr(actor, method).remote(*arguments) for actor in self.actors], method)
+
+    def _of_first(self, refs: Sequence[ray.ObjectRef], method: str) -> Any:
+        end = time.monotonic() + self.deadline_s
+        waiting = list(refs)
+        while waiting:
+            done, waiting = ray.wait(
+                waiting, num_returns=1, timeout=max(0.0, end - time.monotonic()), fetch_local=False
+            )
+            if not done:
+                ranks = ", ".join(str(refs.index(ref)) for ref in waiting)
+                raise LearnerLost(
+                    f"learner rank {ranks} did not finish {method!r} within {self.deadline_s:g} s "
+                    f"(cluster.deadline_s)"
+                )
+            self._check(done[0], refs, method)
+        return ray.get(refs[0], timeout=self.deadline_s)
+
+    def _check(self, ref: ray.ObjectRef, refs: Sequence[ray.ObjectRef], method: str) -> None:
+        """Raises what ``ref`` ended with, if it is an error: another rank's death may be behind it."""
+        try:
+            ray.get(ref, timeout=self.deadline_s)
+        except ACTOR_LOST as error:
+            raise LearnerLost(f"learner rank {refs.index(ref)} died in {method!r}: {error}") from error
+        except ray.exceptions.RayTaskError as error:
+            ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=DEATH_NOTICE_S, fetch_local=False)
+            if len(ended) < len(refs) or any(_died(other) for other in ended):
+                raise LearnerLost(f"learner rank {refs.index(ref)} lost another in {method!r}") from error
+            raise
+
+
+def _died(ref: ray.ObjectRef) -> bool:
+    try:
+        ray.get(ref, timeout=1)
+    except ACTOR_LOST:
+        return True
+    except Exception:
+        return False
+    return False
