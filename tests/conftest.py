@@ -6,7 +6,10 @@ inherit it.
 
 import os
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -31,7 +34,12 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the fast tests first: a stable sort puts those that use Ray last."""
+    """Mark the tests that use Ray, and run the fast ones first: a stable sort puts the marked ones last."""
+    for item in items:
+        if uses_ray(item.path):
+            item.add_marker(pytest.mark.ray)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT_S))
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
@@ -43,3 +51,165 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"the real data sets are not in {path}; set D1RAY_DATA to their folder")
     return path
+
+
+# One Ray cluster for the whole session, and a check that none of its processes outlives it
+
+SMALL = [
+    "sft=null",
+    "rl.prompts_per_step=4",
+    "rl.group_size=4",
+    "rl.mu=2",
+    "rl.validate_every=1",
+    "rl.checkpoint_every=1",
+    "rl.keep_checkpoints=10",
+    "evaluation.examples=16",
+    "evaluation.validation_examples=8",
+    "cluster.generator_cpus=0.25",
+    "cluster.deadline_s=120",
+]
+
+TIMEOUT_S = 300
+SESSION = "D1RAY_TEST_SESSION"  # marks every process that descends from this session, orphans included
+
+
+def uses_ray(file: Path) -> bool:
+    """Whether a test file is one of those that start Ray."""
+    return file.parent.name in ("ray", "chaos")
+
+
+@pytest.fixture(scope="session")
+def no_process_left_behind() -> Iterator[None]:
+    """Fails the session's last Ray test when a process started during the session outlives it.
+
+    A test that starts its own cluster, or a `d1ray` command, asks for this fixture; `ray_cluster` does.
+    """
+    import psutil
+
+    session = uuid.uuid4().hex
+    os.environ[SESSION] = session
+    yield
+    _, alive = psutil.wait_procs(_processes_of(session), timeout=20)
+    left = [f"{process.pid} {' '.join(process.cmdline())[:120]}" for process in alive]
+    for process in alive:
+        process.kill()
+    assert not left, "still running 20 s after the last Ray test:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(no_process_left_behind: None) -> Iterator[None]:
+    """A four-CPU Ray, addressed over loopback; on a smaller machine the four share what there is."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=0,
+        object_store_memory=512 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        _node_ip_address="127.0.0.1",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def workers_can_load_this_module(request: pytest.FixtureRequest) -> None:
+    """Actors and functions defined in a test file travel by value: its module is on no worker's path."""
+    if not uses_ray(request.path):
+        return
+    import ray
+
+    module = request.module
+    assert isinstance(module, ModuleType)
+    ray.cloudpickle.register_pickle_by_value(module)
+
+
+def _processes_of(session: str) -> list[Any]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get(SESSION) == session
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+        if ours and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned the answer format but not the puzzles: its rewards vary within a group."""
+    from d1ray.demonstrations import Demonstrations, Phase
+    from d1ray.diffusion import MaskedDiffusionLoss
+    from d1ray.masked_training import training_step
+    from d1ray.models import load_model, load_tokenizer, save_model
+    from d1ray.recipe import load_config
+    from d1ray.rl.optimizer import adamw
+    from d1ray.stages import make_model
+
+    folder = tmp_path_factory.mktemp("model") / "start"
+    config = load_config("sudoku-tiny", ["model.make.d_model=64", "model.make.n_layers=2"])
+    assert config.model.make is not None
+    make_model(config.model.make, 0, folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    phase = Phase(
+        "pretrain", 0, config.model.make.pretraining[0].model_copy(update={"steps": 80, "batch_size": 32})
+    )
+    loss, optimizer = MaskedDiffusionLoss(model), adamw(model, phase.config.optimizer)
+    demonstrations = Demonstrations(config, phase, tokenizer, model.config.eos_token_id)
+    for step in range(phase.config.steps):
+        training_step(loss, model, optimizer, demonstrations, step)
+    save_model(model, folder, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(start: Path) -> Callable[..., list[str]]:
+    """Overrides of `sudoku-tiny` for a run of seconds from ``start``: ``small_run(run_dir, *overrides)``."""
+
+    def overrides(run_dir: Path, *more: str) -> list[str]:
+        return [f"model.path={start}", "model.make=null", f"run_dir={run_dir}", *SMALL, *more]
+
+    return overrides
+
+
+@pytest.fixture(scope="session")
+def config_of(small_run: Callable[..., list[str]]) -> Callable[..., Any]:
+    """``config_of(run_dir, *overrides)``: the config of a small run."""
+    from d1ray.recipe import load_config
+
+    return lambda run_dir, *overrides: load_config("sudoku-tiny", small_run(run_dir, *overrides))
+
+
+@pytest.fixture(scope="session")
+def reinforced() -> Callable[..., Any]:
+    """``reinforced(config, interrupt)``: the weights of the newest checkpoint after the run's diffu-GRPO."""
+    from safetensors.torch import load_file
+
+    from d1ray import checkpoint
+    from d1ray.evaluate import held_out_prompts
+    from d1ray.models import load_tokenizer
+    from d1ray.progress import Progress
+    from d1ray.run_folder import RunFolder
+    from d1ray.tasks.source import open_data
+    from d1ray.train import reinforce
+
+    def run(config: Any, interrupt: Callable[[], bool] = lambda: False) -> Any:
+        with RunFolder.open(config.run_dir, config) as folder, Progress() as progress:
+            data = open_data(config.task, None, config.seed)
+            validation = held_out_prompts(
+                load_tokenizer(config.model.path),
+                data.examples("validation", config.evaluation.validation_examples),
+                config.data.max_prompt_length,
+            )
+            reinforce(config, config.model.path, data, validation, folder, progress, interrupt)
+            newest = checkpoint.latest(folder.checkpoints / "rl")
+            assert newest is not None
+            return load_file(next((newest / "model").glob("*.safetensors")))  # the model, or its adapter
+
+    return run

@@ -31,23 +31,6 @@ from d1ray.rl.rollout import Request
 from d1ray.run_folder import RunFolder
 from d1ray.stages import run_recipe, supervised_stages
 from d1ray.tasks.source import open_data
-from d1ray.train import reinforce
-
-
-def reinforced(config: Config, interrupt: Any = lambda: False) -> dict[str, torch.Tensor]:
-    """The weights of the newest checkpoint after the run's diffu-GRPO."""
-    assert config.run_dir is not None and config.model.path is not None
-    with RunFolder.open(config.run_dir, config) as run, Progress() as progress:
-        data = open_data(config.task, None, config.seed)
-        validation = held_out_prompts(
-            load_tokenizer(config.model.path),
-            data.examples("validation", config.evaluation.validation_examples),
-            config.data.max_prompt_length,
-        )
-        reinforce(config, config.model.path, data, validation, run, progress, interrupt)
-        newest = checkpoint.latest(run.checkpoints / "rl")
-        assert newest is not None
-        return load_file(next((newest / "model").glob("*.safetensors")))  # the model, or its adapter
 
 
 def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -55,16 +38,12 @@ def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 ConfigOf: TypeAlias = Callable[..., Config]
-
-
-@pytest.fixture(scope="module")
-def config_of(small_run: Callable[..., list[str]]) -> ConfigOf:
-    return lambda run_dir, *overrides: load_config("sudoku-tiny", small_run(run_dir, *overrides))
+Reinforced: TypeAlias = Callable[..., dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
 def two_steps(
-    ray_cluster: None, config_of: ConfigOf, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: None, config_of: ConfigOf, reinforced: Reinforced, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """Two outer steps with one generator: the run the others are compared with."""
     folder = tmp_path_factory.mktemp("one") / "run"
@@ -77,14 +56,14 @@ def test_diffu_grpo_changes_the_weights(two_steps: dict[str, Any], start: Path) 
 
 
 def test_three_generators_give_bit_identical_weights(
-    two_steps: dict[str, Any], config_of: ConfigOf, tmp_path: Path
+    two_steps: dict[str, Any], config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path
 ) -> None:
     three = reinforced(config_of(tmp_path / "run", "rl.steps=2", "cluster.generators=3"))
     assert identical(three, two_steps["weights"])
 
 
 def test_one_step_and_a_resumed_second_give_bit_identical_weights(
-    two_steps: dict[str, Any], config_of: ConfigOf, tmp_path: Path
+    two_steps: dict[str, Any], config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path
 ) -> None:
     # The schedule spans rl.steps, so the run is interrupted rather than configured shorter.
     asked = 0
@@ -106,7 +85,9 @@ def test_one_step_and_a_resumed_second_give_bit_identical_weights(
     assert steps == [0, 1, 2]
 
 
-def test_lora_trains_publishes_and_keeps_only_the_adapter(config_of: ConfigOf, tmp_path: Path) -> None:
+def test_lora_trains_publishes_and_keeps_only_the_adapter(
+    config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path
+) -> None:
     """The reference moves after step 1; two generators and an interruption end where one generator does."""
     overrides = [
         "rl.steps=2",
@@ -144,7 +125,7 @@ def test_lora_trains_publishes_and_keeps_only_the_adapter(config_of: ConfigOf, t
 
 
 def test_decoding_that_strays_above_the_limit_becomes_exact_and_stays_so(
-    config_of: ConfigOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every group is measured; no gap is below the limit. A resumed run goes on exactly."""
     overrides = ["rl.steps=2", "rl.sampling.threshold=0.1", "rl.mismatch={every: 1, limit: 1.0e-9}"]
@@ -172,7 +153,12 @@ def test_decoding_that_strays_above_the_limit_becomes_exact_and_stays_so(
 
 @pytest.mark.parametrize(("victim", "generators"), [("Generator.generate", 1), ("Scorer", 2)])
 def test_killed_actors_are_replaced_with_bit_identical_weights(
-    two_steps: dict[str, Any], config_of: ConfigOf, tmp_path: Path, victim: str, generators: int
+    two_steps: dict[str, Any],
+    config_of: ConfigOf,
+    reinforced: Reinforced,
+    tmp_path: Path,
+    victim: str,
+    generators: int,
 ) -> None:
     kills: list[int] = []
     over = threading.Event()
@@ -213,7 +199,7 @@ def test_the_generators_log_probs_are_the_learners_at_lag_zero(two_steps: dict[s
 
 
 def test_overlapped_runs_with_per_completion_masks_do_not_depend_on_the_number_of_generators(
-    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path
+    ray_cluster: None, config_of: ConfigOf, reinforced: Reinforced, start: Path, tmp_path: Path
 ) -> None:
     overrides = [
         "rl.steps=3",

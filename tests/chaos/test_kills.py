@@ -1,0 +1,115 @@
+"""Whatever is killed, a synchronous run ends with the same weights, bit for bit."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import psutil
+import pytest
+import torch
+
+from d1ray.config import Config
+
+ConfigOf: TypeAlias = Callable[..., Config]
+Weights: TypeAlias = dict[str, torch.Tensor]
+Reinforced: TypeAlias = Callable[..., Weights]
+
+TWO_RANKS = ["rl.steps=3", "cluster.learners=2", "cluster.learner_cpus=0.25", "rl.sharding=fsdp"]
+
+
+def identical(a: Weights, b: Weights) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def steps_done(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0  # step 0 is a line, too
+
+
+@contextmanager
+def killing(run: Path, title: str, every: bool, after_lines: int) -> Iterator[list[int]]:
+    """Kills one process, or ``every`` one, whose title begins with ``title`` once, when so many lines of metrics
+    are there."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set() and not killed:
+            if steps_done(run) >= after_lines:
+                at_work = [
+                    p for p in psutil.Process().children(recursive=True) if _title(p).startswith(title)
+                ]
+                for process in at_work if every else at_work[-1:]:
+                    process.kill()
+                    killed.append(process.pid)
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        watcher.join(timeout=60)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    ray_cluster: None, config_of: ConfigOf, reinforced: Reinforced, tmp_path_factory: pytest.TempPathFactory
+) -> Weights:
+    """Three steps of two sharded learner ranks and one generator."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    return reinforced(config_of(folder, *TWO_RANKS, "cluster.generators=1"))
+
+
+@pytest.mark.parametrize("generators", [2, 4])
+def test_the_number_of_generators_changes_nothing(
+    undisturbed: Weights, config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path, generators: int
+) -> None:
+    config = config_of(tmp_path / "run", *TWO_RANKS, f"cluster.generators={generators}")
+    assert identical(reinforced(config), undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("title", "every", "after_lines"),
+    [
+        ("ray::Learner.learn", False, 1),  # one rank, in the first update: before any checkpoint
+        ("ray::Learner.learn", False, 2),
+        ("ray::Learner.learn", True, 2),
+        ("ray::Generator.generate", True, 1),
+        ("ray::Scorer", True, 2),
+    ],
+    ids=["a rank at once", "a rank later", "all ranks", "all generators at work", "the scorer"],
+)
+def test_a_killed_actor_changes_no_bit(
+    undisturbed: Weights,
+    config_of: ConfigOf,
+    reinforced: Reinforced,
+    tmp_path: Path,
+    title: str,
+    every: bool,
+    after_lines: int,
+) -> None:
+    run = tmp_path / "run"
+    config = config_of(run, *TWO_RANKS, "cluster.generators=2")
+    with killing(run, title, every, after_lines) as killed:
+        weights = reinforced(config)
+    assert killed
+    assert identical(weights, undisturbed)
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [
+        0,
+        1,
+        2,
+        3,
+    ]
