@@ -74,7 +74,8 @@ def evaluate(
 ) -> None:
     """Complete and score held-out examples with a trained model."""
     folder = model_folder(model)
-    configs = [evaluation_config(model.absolute(), folder, name, overrides or []) for name in task]
+    own_data = data is not None
+    configs = [evaluation_config(model.absolute(), folder, name, overrides or [], own_data) for name in task]
     if data is not None and len(task) > 1:
         raise ConfigError("--data is one task's; evaluate the tasks one by one into the same --output")
     prepare_local_ray(configs[0])
@@ -130,9 +131,6 @@ def harness(
     chat: Annotated[bool, typer.Option("--chat", help="prompts as user turns of the chat template")] = False,
     length: Annotated[int | None, typer.Option(min=2, help="generation length, with length/2 steps")] = None,
     likelihood_samples: Annotated[int, typer.Option(min=1, help="forward passes for each likelihood")] = 128,
-    check_greedy: Annotated[
-        bool, typer.Option("--check-greedy", help="also decode continuations, as LAMBADA's acc needs")
-    ] = False,
     include_path: Annotated[Path | None, typer.Option(help="a folder of more task files")] = None,
     output: Annotated[Path | None, typer.Option(help="write the harness's results here, as JSON")] = None,
     overrides: Annotated[
@@ -150,8 +148,11 @@ def harness(
     except ImportError as error:
         raise ConfigError(f"lm-eval is not installed ({error}); pip install 'd1ray[harness]'") from error
     asked = [task.strip() for task in tasks.split(",") if task.strip()]
-    served = program.HarnessModel(folder, config.evaluation, config.seed, likelihood_samples, check_greedy)
-    results = program.run_harness(served, asked, fewshot, limit, chat, include_path)
+    manager = program.tasks_of(asked, include_path)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    served = program.HarnessModel(folder, config.evaluation, config.seed, likelihood_samples)
+    results = program.run_harness(served, asked, manager, fewshot, limit, chat)
     print(lm_eval.utils.make_table(results))
     if output is not None:
         results.pop("samples", None)

@@ -55,6 +55,11 @@ class Demonstrations:
         self.task, self.limits = source_of(self.config, self.phase)
         self._data = self.limits.open(self.task, self.config.seed, self.tokenizer)
 
+    @property
+    def dropped(self) -> int:
+        """How many examples were left out because their prompts are too long."""
+        return sum(self._data.dropped.values())
+
     def at(self, position: int) -> Demonstration:
         """The demonstration at ``position`` of the phase: step times batch size plus place in the batch."""
         index = demonstration_index(self.config.seed, self.phase, position)

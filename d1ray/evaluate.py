@@ -58,40 +58,56 @@ def evaluate(
     Raises:
         Interrupted: ``interrupted()`` turned true.
     """
-    size = max(1, config.evaluation.batch_size // samples)
-    batches = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-    places = {batch[0].group_id: i for i, batch in enumerate(batches)}
+    requests = requests_of(prompts, samples, config)
+    places = {(r.prompts[0].group_id, r.first): i for i, r in enumerate(requests)}
 
     def keep(call: Call) -> None:
         if folder:
             table = ray.get(call.table, timeout=config.cluster.deadline_s)
-            folder.save(places[call.request.prompts[0].group_id], table)
+            folder.save(places[call.request.prompts[0].group_id, call.request.first], table)
             call.table = None
 
     buffer = RolloutBuffer(
-        pools.generators, pools.scorers, len(batches), config.cluster.deadline_s, on_scored=keep
+        pools.generators, pools.scorers, len(requests), config.cluster.deadline_s, on_scored=keep
     )
-    kept = {i: table for i in range(len(batches)) if folder and (table := folder.finished(i)) is not None}
-    for i, batch in enumerate(batches):
+    kept = {i: table for i in range(len(requests)) if folder and (table := folder.finished(i)) is not None}
+    for i, request in enumerate(requests):
         if i not in kept:
-            buffer.start(Request(batch, samples, config.evaluation.sampling, config.seed), policy)
+            buffer.start(request, policy)
     verdicts: list[Verdict] = []
     texts: list[str] = []
-    for i, batch in enumerate(batches):
+    for i, request in enumerate(requests):
         if i in kept:
             m = {name: kept[i][name].to_pylist() for name in ("correct", "partial", "formatted", "text")}
             m["texts"] = m.pop("text")
         else:
             calls = buffer.take(1, interrupted)
             if calls[0].dropped:
-                raise RolloutError(f"examples {i * size} to {i * size + len(batch) - 1}: {calls[0].dropped}")
+                asked = f"{request.prompts[0].example.key} to {request.prompts[-1].example.key}"
+                raise RolloutError(f"examples {asked}: {calls[0].dropped}")
             m = calls[0].metadata
             buffer.release(calls)
-        tags = [prompt.example.tags for prompt in batch for _ in range(samples)]
+        tags = [prompt.example.tags for prompt in request.prompts for _ in range(request.rollouts)]
         verdicts += list(zip(m["correct"], m["partial"], m["formatted"], tags, strict=True))
         texts += m["texts"]
         on_batch(len(verdicts))
     return Evaluation(verdicts, texts)
+
+
+def requests_of(prompts: Sequence[Prompt], samples: int, config: Config) -> list[Request]:
+    """Requests of at most ``evaluation.batch_size`` completions; those of an example are adjacent."""
+    size, sampling, seed = config.evaluation.batch_size, config.evaluation.sampling, config.seed
+    if samples <= size:
+        each = size // samples
+        return [
+            Request(tuple(prompts[i : i + each]), samples, sampling, seed)
+            for i in range(0, len(prompts), each)
+        ]
+    return [
+        Request((prompt,), min(size, samples - first), sampling, seed, first=first)
+        for prompt in prompts
+        for first in range(0, samples, size)
+    ]
 
 
 def held_out_prompts(tokenizer: Tokenizer, examples: Sequence[Example], limit: int) -> list[Prompt]:

@@ -1,17 +1,18 @@
 """`d1ray evaluate`: any model folder, checkpoint or run folder on a task's held-out examples."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import ValidationError
-
+from actors.failures import RolloutError
 from actors.placement import check_resources, connected
 from actors.policy import policy_of_folder
 from actors.pools import Pools
 from d1ray import summary
 from d1ray.config import Config
+from d1ray.diffusion.decoding import is_random
 from d1ray.errors import ConfigError, DataError
 from d1ray.evaluate import Tokenizer, evaluate, held_out_prompts
 from d1ray.evaluation_config import with_length
@@ -21,7 +22,7 @@ from d1ray.interrupt import Interrupt
 from d1ray.models import check_weights, load_tokenizer, read_config
 from d1ray.settings import local_or_hub
 from d1ray.tasks import Example
-from d1ray.tasks.rows import load_examples
+from d1ray.tasks.source import examples_to_evaluate
 
 
 def evaluate_model(
@@ -50,14 +51,16 @@ def evaluate_model(
         UserError: the model or the data cannot be read; raised before any actor starts.
         Interrupted: a signal came; finished batches are in ``output``.
     """
-    if samples > 1 and config.evaluation.sampling.temperature == 0:
+    if samples > 1 and not is_random(config.evaluation.sampling):
         raise ConfigError(
             f"{samples} samples at temperature 0 are the same one; "
             f"set a temperature too, e.g. evaluation.sampling.temperature=0.9"
         )
     check_weights(folder)
     tokenizer = load_tokenizer(folder)
-    examples = examples_to_complete(config, tokenizer, data, count)
+    examples, dropped = examples_to_complete(config, tokenizer, data, count)
+    if dropped:
+        print(f"{dropped:,} examples are left out: their prompts are too long", file=sys.stderr)
     prompts = held_out_prompts(tokenizer, examples, config.data.max_prompt_length)
     check_lengths(config, lengths, max(len(prompt.ids) for prompt in prompts), folder)
     identity = {"model": str(folder), "weights": digest_of_model(folder), "seed": config.seed}
@@ -91,45 +94,39 @@ def evaluate_model(
                 samples=samples,
             )
             results.append(summary.summarise(folder.name, config.task.name, done.verdicts))
-            cells.append(cell_of(folder.name, config.task.name, length, finished.tables(), samples))
+            tables = finished.tables()
+            if sum(table.num_rows for table in tables) != len(prompts) * samples:
+                raise RolloutError(f"{finished.path} does not hold every batch; remove it and evaluate again")
+            vote = config.task.vote
+            cells.append(cell_of(folder.name, config.task.name, length, tables, samples, dropped, vote))
     return results, cells
 
 
 def examples_to_complete(
     config: Config, tokenizer: Tokenizer, data: Path | None, count: int | None
-) -> list[Example]:
-    """The examples to evaluate on; of a single file every row.
+) -> tuple[list[Example], int]:
+    """The examples to evaluate on, and how many were left out because their prompts are too long.
 
     Raises:
         DataError: there are none, or the data cannot be read.
     """
-    if data is None or not data.is_file():
-        settings = (
-            config.data if data is None else config.data.model_copy(update={"path": local_or_hub(data)})
-        )
-        return settings.open(config.task, config.seed, tokenizer).examples(
-            "test", count or config.evaluation.examples
-        )
-    examples = [
-        example
-        for example in load_examples(config.task, data, config.data.columns)
-        if config.data.keeps(tokenizer, example)
-    ][:count]
-    if not examples:
-        raise DataError(f"{data} holds no rows that fit data.max_prompt_length")
-    return examples
+    settings = config.data
+    if data is None:
+        opened = settings.open(config.task, config.seed, tokenizer)
+        return opened.examples("test", count or config.evaluation.examples), opened.dropped.get("test", 0)
+    examples = examples_to_evaluate(config.task, local_or_hub(data), settings.subset, settings.columns)
+    kept = [example for example in examples if settings.keeps(tokenizer, example)]
+    if not kept:
+        raise DataError(f"{data} holds no rows that fit data.max_prompt_length={settings.max_prompt_length}")
+    return kept[:count], len(examples) - len(kept)
 
 
 def check_lengths(config: Config, lengths: Sequence[int], longest_prompt: int, folder: Path) -> None:
     """Raises ConfigError if a length has no valid schedule, or does not fit the model with its prompt."""
     context = read_config(folder).max_sequence_length
-    for length in lengths:
-        try:
-            with_length(config, length)
-        except ValidationError as error:
-            said = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"--length {length}: {said}") from error
     for length in lengths or [config.evaluation.sampling.gen_length]:
+        if lengths:
+            with_length(config, length)
         if longest_prompt + length > context:
             raise ConfigError(
                 f"a prompt of {longest_prompt} tokens and a completion of {length} are more than the context "

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from d1ray import checkpoint
 from d1ray.config import Config, EvaluationSamplerConfig
@@ -33,24 +34,37 @@ def model_folder(path: Path) -> Path:
     return found.absolute()
 
 
-def evaluation_config(model: Path, folder: Path, task: str, overrides: Sequence[str]) -> Config:
+def evaluation_config(
+    model: Path, folder: Path, task: str, overrides: Sequence[str], own_data: bool = False
+) -> Config:
     """The config of the run that holds ``path``, or the defaults; ``task`` and ``overrides`` on top."""
     values = next((run for parent in (model, *model.parents) if (run := _run_config(parent))), {})
-    if values.get("task", {}).get("name") != task:
+    other = values.get("task", {}).get("name") != task
+    if other:
         values["task"] = {"name": task}
-        values["data"] = {**values.get("data", {}), "path": None}
+    if other or own_data:  # how the run's data is read says nothing about other data
+        values["data"] = {**values.get("data", {}), "path": None, "subset": None, "columns": {}}
     values |= {"model": {"path": str(folder)}, "sft": None, "rl": None}
     return validated(apply_overrides(values, overrides))
 
 
 def with_length(config: Config, length: int) -> Config:
-    """d1's protocol for a generation length: half as many steps, in blocks of 32."""
+    """d1's protocol for a generation length: half as many steps, in blocks of 32.
+
+    Raises:
+        ConfigError: the length has no such schedule.
+    """
     sampling = config.evaluation.sampling.model_dump() | {
         "gen_length": length,
         "steps": length // 2,
         "block_length": min(32, length),
     }
-    evaluation = config.evaluation.model_copy(update={"sampling": EvaluationSamplerConfig(**sampling)})
+    try:
+        chosen = EvaluationSamplerConfig(**sampling)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--length {length}: {said}") from error
+    evaluation = config.evaluation.model_copy(update={"sampling": chosen})
     return config.model_copy(update={"evaluation": evaluation})
 
 

@@ -1,6 +1,6 @@
 """Results of evaluations over tasks and lengths: ``results.json`` and a table laid out as d1's Table 1."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,18 +23,19 @@ class Share:
 class Cell:
     """One task at one generation length. Shares are fractions in [0, 1].
 
-    ``n`` counts examples, each completed ``samples`` times; ``accuracy`` and all other shares are over all
-    completions. ``partial`` is the task's graded accuracy (Sudoku: d1's cell accuracy).
-    ``forwards_per_token`` counts denoising steps over generated positions; ``tokens_per_s`` is generated
-    positions over the generators' busy seconds: one generator's speed. ``pass_at`` and ``majority`` are of
-    several samples: the chance that one of k completions is right, and the accuracy of the answer given
-    most often.
+    ``n`` counts examples (``dropped`` more had too long a prompt), each completed ``samples`` times;
+    ``accuracy`` and all other shares are over all completions. ``partial`` is the task's graded accuracy
+    (Sudoku: d1's cell accuracy). ``forwards_per_token`` counts denoising steps over generated positions;
+    ``tokens_per_s`` is generated positions over the generators' busy seconds: one generator's speed.
+    ``pass_at`` and ``majority`` are of several samples: the chance that one of k completions is right, and
+    the accuracy of the answer given most often.
     """
 
     model: str
     task: str
     length: int
     n: int
+    dropped: int
     samples: int
     accuracy: float
     ci95: Interval
@@ -49,8 +50,19 @@ class Cell:
     majority: Share | None
 
 
-def cell_of(model: str, task: str, length: int, batches: Sequence[pa.Table], samples: int = 1) -> Cell:
-    """What the finished batches of an evaluation come to; an example's ``samples`` rows are adjacent."""
+def cell_of(
+    model: str,
+    task: str,
+    length: int,
+    batches: Sequence[pa.Table],
+    samples: int = 1,
+    dropped: int = 0,
+    vote: Callable[[str], str] = str,
+) -> Cell:
+    """What the finished batches of an evaluation come to; an example's ``samples`` rows are adjacent.
+
+    ``vote`` makes answers that mean the same the same text.
+    """
     rows = pa.concat_tables([t.drop_columns(["old_logps", "reference_logps"]) for t in batches])
     completions, right = rows.num_rows, rows["correct"].to_pylist()
     tokens = length * completions
@@ -63,6 +75,7 @@ def cell_of(model: str, task: str, length: int, batches: Sequence[pa.Table], sam
         task=task,
         length=length,
         n=len(groups),
+        dropped=dropped,
         samples=samples,
         accuracy=sum(counts) / completions,
         ci95=interval([count / samples for count in counts], samples),
@@ -74,12 +87,17 @@ def cell_of(model: str, task: str, length: int, batches: Sequence[pa.Table], sam
         forwards_per_token=float(np.sum(rows["forwards"].to_numpy())) / tokens,
         tokens_per_s=tokens / seconds if seconds else 0.0,
         pass_at={k: _share(pass_at(k, counts, samples), samples) for k in counted_ks(samples) if samples > 1},
-        majority=_share(_majorities(rows["parsed"].to_pylist(), right, groups), 1) if samples > 1 else None,
+        majority=_share(_majorities(rows["parsed"].to_pylist(), right, groups, vote), 1)
+        if samples > 1
+        else None,
     )
 
 
-def _majorities(parsed: list[str | None], right: list[bool], groups: Sequence[slice]) -> list[float]:
-    return [float(majority(parsed[group], right[group])) for group in groups]
+def _majorities(
+    parsed: list[str | None], right: list[bool], groups: Sequence[slice], vote: Callable[[str], str]
+) -> list[float]:
+    votes = [None if answer is None else vote(answer) for answer in parsed]
+    return [float(majority(votes[group], right[group])) for group in groups]
 
 
 def _share(values: Sequence[float], samples: int) -> Share:

@@ -5,6 +5,7 @@ Generation runs on the sampler, in batches; likelihoods of given texts are Monte
 likelihoods of autoregressive models. One process, one device.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from d1ray.config import EvaluationConfig, EvaluationSamplerConfig
 from d1ray.diffusion import sample
 from d1ray.diffusion.sequence_bound import sequence_bound
 from d1ray.errors import ConfigError
-from d1ray.models import decode_completion, load_model, load_tokenizer
+from d1ray.models import decode_completion, load_model, load_tokenizer, read_config
+from d1ray.tasks.answers import until_end
 
 Pair = tuple[tuple[str, str], list[int], list[int]]  # texts and token ids of a context and a continuation
 
@@ -33,9 +35,10 @@ class HarnessModel(TemplateLM):
         evaluation: how completions are sampled, and how many at once.
         seed: keys all noise, with the place of a request among its kind.
         likelihood_samples: forward passes for each likelihood; LLaDA uses 128.
-        check_greedy: whether likelihoods also say if greedy decoding gives the continuation; a forward pass
-            for each of its tokens. The harness's ``acc`` of last-word tasks such as LAMBADA needs it.
         dtype: of the weights; None for the one they are stored in.
+
+    Raises:
+        ConfigError: the model's context leaves no room for a prompt.
     """
 
     def __init__(
@@ -44,15 +47,20 @@ class HarnessModel(TemplateLM):
         evaluation: EvaluationConfig,
         seed: int = 0,
         likelihood_samples: int = 128,
-        check_greedy: bool = False,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        context, length = read_config(folder).max_sequence_length, evaluation.sampling.gen_length
+        if length >= context:
+            raise ConfigError(
+                f"completions of {length} tokens leave no room for a prompt in the context of {folder}, "
+                f"{context}; give a shorter --length"
+            )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(folder, dtype, device=self._device)
         self.tokenizer = load_tokenizer(folder)
         self.evaluation, self.seed = evaluation, seed
-        self.likelihood_samples, self.check_greedy = likelihood_samples, check_greedy
+        self.likelihood_samples = likelihood_samples
 
     @property
     def eot_token_id(self) -> int:
@@ -120,12 +128,11 @@ class HarnessModel(TemplateLM):
         texts: list[str],
     ) -> None:
         room = self.model.config.max_sequence_length - sampling.gen_length
-        prompts = [
-            self.tok_encode(requests[i].args[0])[-room:] for i in part
-        ]  # the end of the context counts
+        # Of a context that is too long the end counts; one that is empty begins a text.
+        prompts = [self.tok_encode(requests[i].args[0])[-room:] or [self.prefix_token_id] for i in part]
         samples = sample(self.model, prompts, sampling, [(self.seed, i) for i in part])
         for i, ids in zip(part, samples.ids.tolist(), strict=True):
-            text = decode_completion(self.tokenizer, ids, self.eot_token_id)
+            text = until_end(decode_completion(self.tokenizer, ids, self.eot_token_id))
             until = requests[i].args[1].get("until") or []
             for stop in [until] if isinstance(until, str) else until:
                 text = text.partition(stop)[0] if stop else text
@@ -151,11 +158,28 @@ class HarnessModel(TemplateLM):
                 place,
                 rows=self.evaluation.batch_size,
             )
-            answers.append((bound, self.check_greedy and self._is_greedy(prompt, after)))
+            answers.append((bound, False))
         return answers
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Bounds in nats and, for texts that are no choices of a question, if greedy decoding gives them.
+
+        That takes a forward pass for each token; the ``acc`` of last-word tasks such as LAMBADA needs it.
+        """
+        bounds = [bound for bound, _ in super().loglikelihood(requests, disable_tqdm)]
+        texts_of = Counter((request.task_name, request.doc_id) for request in requests)
+        return [
+            (bound, texts_of[request.task_name, request.doc_id] == 1 and self._gives(*request.args))
+            for request, bound in zip(requests, bounds, strict=True)
+        ]
+
+    def _gives(self, context: str, text: str) -> bool:
+        before, continuation = self._encode_pair(context, text) if context else ([], self.tok_encode(text))
+        return self._is_greedy(before or [self.prefix_token_id], continuation)
 
     def _is_greedy(self, prompt: list[int], continuation: list[int]) -> bool:
         length = len(continuation)
+        prompt = prompt[-(self.model.config.max_sequence_length - length) :]
         sampling = EvaluationSamplerConfig(gen_length=length, steps=length, block_length=length)
         decoded: list[int] = sample(self.model, [prompt], sampling, [self.seed]).ids[0].tolist()
         return decoded == continuation
@@ -176,18 +200,11 @@ class HarnessModel(TemplateLM):
         return totals
 
 
-def run_harness(
-    model: HarnessModel,
-    tasks: Sequence[str],
-    fewshot: int | None = None,
-    limit: int | None = None,
-    chat: bool = False,
-    include_path: Path | None = None,
-) -> dict[str, Any]:
-    """The harness's results of ``tasks``, as ``lm_eval.simple_evaluate`` gives them.
+def tasks_of(tasks: Sequence[str], include_path: Path | None = None) -> TaskManager:
+    """The harness's tasks, with those of the folder ``include_path``.
 
     Raises:
-        ConfigError: the harness does not know a task.
+        ConfigError: one of ``tasks`` is not among them.
     """
     manager = TaskManager(include_path=str(include_path) if include_path else None)
     unknown = [task for task in tasks if not manager.match_tasks([task])]
@@ -196,6 +213,18 @@ def run_harness(
             f"the harness has no task {', '.join(unknown)}; `lm-eval ls tasks` lists its own, and "
             f"--include-path adds others"
         )
+    return manager
+
+
+def run_harness(
+    model: HarnessModel,
+    tasks: Sequence[str],
+    manager: TaskManager,
+    fewshot: int | None = None,
+    limit: int | None = None,
+    chat: bool = False,
+) -> dict[str, Any]:
+    """The harness's results of ``tasks``, as ``lm_eval.simple_evaluate`` gives them."""
     results: dict[str, Any] = lm_eval.simple_evaluate(
         model=model,
         tasks=list(tasks),

@@ -9,7 +9,7 @@ Streams in use, with their counters:
 | stream                       | counters                          | draws                                   |
 |------------------------------|-----------------------------------|-----------------------------------------|
 | ``"init"``                   | parameter index                   | initial weights                         |
-| ``"examples/train/<stage>"`` | example index                     | the puzzle at that index                |
+| ``"examples/train/<stage>"`` | example index[, redraws]          | the puzzle at that index                |
 | ``"examples/<split>"``       | draw index (run seed 0)           | evaluation sets, the same for every run |
 | ``"shuffle/<stage>"``        | epoch                             | the order of a file's rows              |
 | ``"demonstration"``          | phase, example index              | how a demonstration is corrupted        |
@@ -19,6 +19,7 @@ Streams in use, with their counters:
 | ``"sampler"``                | group id, rollout index           | one or two uniforms per step, position  |
 | ``"prompt mask"``            | group id, inner, [rollout[, view]]| the randomly masked prompt              |
 | ``"estimator"``              | group id, inner update, rollout   | what an estimator's views hide          |
+| ``"sequence bound"``         | place among the requests          | the masks of a Monte-Carlo likelihood   |
 | ``"estimator ratio"``        | group id, rollout                 | where UniGRPO's share of masks starts   |
 """
 

@@ -62,12 +62,18 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         tokenizer, data.examples("validation", config.evaluation.validation_examples), limit
     )
     held_out_prompts(tokenizer, data.rows("train"), limit)  # a prompt that is too long is named now
+    left_out = {"": (sum(data.dropped.values()), limit)}
     for phase in phases_of(config):
-        Demonstrations(config, phase, tokenizer, tokenizer.eos_token_id).check()
+        demonstrations = Demonstrations(config, phase, tokenizer, tokenizer.eos_token_id)
+        demonstrations.check()
+        left_out[f" of {phase.stage}"] = demonstrations.dropped, demonstrations.limits.max_prompt_length
     reinforces = last == "rl" and config.rl is not None
     console = Console()
-    if data.dropped:
-        console.print(f"{data.dropped:,} examples are left out: their prompts have more than {limit} tokens")
+    for whose, (count, longest) in left_out.items():
+        if count:
+            console.print(
+                f"{count:,} examples{whose} are left out: their prompts have more than {longest} tokens"
+            )
     clock = Clock()
     with connected(config.cluster):
         check_resources(config, learner=reinforces)

@@ -140,6 +140,11 @@ def draws_positions(config: SamplerConfig) -> bool:
     return config.decoding == "random" or (config.scheduled and config.position_temperature > 0)
 
 
+def is_random(config: SamplerConfig) -> bool:
+    """Whether completions of one prompt differ by their seeds."""
+    return config.temperature > 0 or draws_positions(config)
+
+
 def choose(
     confidence: Tensor, masked: Tensor, quota: Tensor, uniforms: Tensor | None, config: SamplerConfig
 ) -> Tensor:

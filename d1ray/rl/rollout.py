@@ -36,7 +36,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Request:
-    """What one generator call does: ``rollouts`` completions of each prompt.
+    """What one generator call does: ``rollouts`` completions of each prompt, from the ``first`` one on.
 
     ``likelihoods`` asks for old and reference log-probabilities; evaluation leaves it None.
     """
@@ -46,6 +46,7 @@ class Request:
     sampling: SamplerConfig
     seed: int
     likelihoods: RLConfig | None = None
+    first: int = 0
 
 
 def generate(
@@ -63,7 +64,8 @@ def generate(
     another adapter.
     """
     started = time.perf_counter()
-    rows = [(prompt, i) for prompt in request.prompts for i in range(request.rollouts)]
+    numbers = range(request.first, request.first + request.rollouts)
+    rows = [(prompt, i) for prompt in request.prompts for i in numbers]
     seeds = [(request.seed, prompt.group_id, i) for prompt, i in rows]
     samples, notes = sample_checked(model, request, [prompt.ids for prompt, _ in rows], seeds)
     sampled = time.perf_counter()

@@ -99,6 +99,10 @@ class Countdown(Task):
             raise ValueError(f"no expression over {numbers} with {self.operations} equals {target}")
         return tagged(solution) if style == "clean" else str(solution)
 
+    def vote(self, parsed: str) -> str:
+        """The value: every expression that reaches it in its own way is a vote for it."""
+        return str(parse_expression(parsed).value)
+
     def judge(self, example: Example, text: str) -> Score:
         """d1's reward: 1 for a right answer, 0.1 for one that is not, 0 without one.
 

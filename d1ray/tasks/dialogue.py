@@ -58,5 +58,8 @@ def _exchange(messages: object) -> tuple[str, str]:
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         found = ", ".join(map(str, roles)) or "none"
         raise ValueError(f"messages must be one exchange ([system,] user, assistant), found {found}")
-    *asked, answered = [turn.get("content") for turn in turns]
-    return "\n".join(map(str, asked)), answered
+    contents = [turn.get("content") for turn in turns]
+    for role, content in zip(roles, contents, strict=True):
+        if not isinstance(content, str):
+            raise ValueError(f"the content of {role} must be text, found {content!r:.60}")
+    return "\n".join(contents[:-1]), contents[-1]

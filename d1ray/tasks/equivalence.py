@@ -41,6 +41,13 @@ def equivalent(answer: str, gold: str) -> bool:
     return _verified(_bare(answer), _bare(gold))
 
 
+def canonical(answer: str) -> str:
+    """An answer without its dressing: the same text for the same number, or for one expression as written."""
+    bare = _bare(answer)
+    number = exact_number(bare)
+    return _text(bare) if number is None else str(number)
+
+
 def _bare(text: str) -> str:
     """Without ``x =``, ``f(x) =`` and a trailing unit."""
     for pattern in (VARIABLE, FUNCTION):

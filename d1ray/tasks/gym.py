@@ -1,6 +1,10 @@
 """Any data set of reasoning-gym by its name, e.g. ``reasoning_gym:mini_sudoku``."""
 
+import ast
+import inspect
 import json
+import re
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -9,7 +13,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from d1ray.errors import DataError
-from d1ray.tasks.answers import final_answer, tagged
+from d1ray.tasks.answers import MAX_ANSWER, final_answer, tagged
 from d1ray.tasks.task import DemonstrationStyle, Example, Score, Split, Task
 
 PREFIX = "reasoning_gym:"
@@ -19,13 +23,22 @@ TEMPLATE = """\
 Think step by step between <reasoning> and </reasoning>. Then give the answer alone between <answer> and
 </answer>."""
 MAX_TRIES = 1000
+HASH_ORDERED = {"isomorphic_strings", "polynomial_multiplication", "ransom_note"}  # they iterate over sets
+
+MAX_CODE = 500  # characters of an answer that a scorer may evaluate
+EVALUATES = re.compile(r"\b(?:eval|exec|parse_expr|sympify|compile|parse_latex)\(")
+REACHES = re.compile(r"[()\[\]{}.'\"`@\\:;]")
+ARITHMETIC = re.compile(r"[0-9A-Za-z+\-*/^()., =\n]*")
+FUNCTIONS = {"sin", "cos", "tan", "exp", "log", "sqrt", "pi"}
+LOOKS_UP = re.compile(r"[A-Za-z]\s*\.|\.\s*[A-Za-z]")
 
 
 class ReasoningGym(Task):
     """A data set of reasoning-gym (extra ``gym``); ``options`` are those of the data set's configuration.
 
     An example is a seed: the problem is made again from it wherever it is judged. Completions earn the score
-    in [0, 1] that the data set's own scorer gives, and are correct where it is 1.
+    in [0, 1] that the data set's own scorer gives, and are correct where it is 1. Some scorers evaluate an
+    answer as Python or sympy code: they see plain words, literals and arithmetic only.
     """
 
     placeholders: ClassVar[tuple[str, ...]] = ("question",)
@@ -41,6 +54,11 @@ class ReasoningGym(Task):
         data_set = name.removeprefix(PREFIX)
         if data_set not in known:
             raise ValueError(f"reasoning-gym has no data set {data_set!r}; it has {', '.join(sorted(known))}")
+        if data_set in HASH_ORDERED and sys.flags.hash_randomization:
+            raise ValueError(
+                f"{data_set} makes other problems in every process, unless their hashes are the same; "
+                f"start d1ray with PYTHONHASHSEED=0"
+            )
         return name
 
     @model_validator(mode="after")
@@ -91,9 +109,12 @@ class ReasoningGym(Task):
         answer = final_answer(text)
         if answer is None:
             return Score({"score": 0.0}, correct=False, partial=0.0, formatted=False)
-        entry = self._entry_of(example)
+        entry, data_set, options = self._entry_of(example), self.name.removeprefix(PREFIX), self._options()
+        if evaluates(data_set, options) and not is_harmless(answer.text):
+            return Score({"score": 0.0}, correct=False, partial=0.0, formatted=answer.well_tagged)
         try:
-            score = min(1.0, max(0.0, float(self._data(0).score_answer(answer.text, entry=entry))))
+            score = float(_scorer(data_set, options).score_answer(answer.text[:MAX_ANSWER], entry=entry))
+            score = min(1.0, max(0.0, score))
         except Exception:  # of some hundred scorers, each with its own way to fail on garbage
             score = 0.0
         return Score({"score": score}, score == 1, score, answer.well_tagged, parsed=answer.text)
@@ -103,16 +124,46 @@ class ReasoningGym(Task):
         return example.fields if seed is None else self._entry(seed)
 
     def _entry(self, seed: int) -> Mapping[str, Any]:
-        entry: Mapping[str, Any] = self._data(seed)[0]
-        return entry
+        return _entry(self.name.removeprefix(PREFIX), self._options(), seed)
 
-    def _data(self, seed: int) -> Any:
-        return _data_set(self.name.removeprefix(PREFIX), json.dumps(dict(self.options)), seed)
+    def _options(self) -> str:
+        return json.dumps(dict(self.options))
 
 
-@lru_cache(maxsize=1024)  # a group's completions are of one problem
-def _data_set(name: str, options: str, seed: int) -> Any:
-    return _gym().create_dataset(name, seed=seed, size=1, **json.loads(options))
+def is_harmless(answer: str) -> bool:
+    """Whether evaluating ``answer`` as code can do nothing but compute a value.
+
+    It is a literal, or holds nothing that calls or looks up, or is arithmetic with one-letter names and a few
+    functions.
+    """
+    if len(answer) > MAX_CODE:
+        return False
+    if not REACHES.search(answer):
+        return True
+    try:
+        ast.literal_eval(answer)
+        return True
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        words = set(re.findall(r"[A-Za-z]{2,}", answer))
+        return bool(ARITHMETIC.fullmatch(answer)) and words <= FUNCTIONS and not LOOKS_UP.search(answer)
+
+
+@lru_cache(maxsize=64)
+def evaluates(name: str, options: str) -> bool:
+    """Whether the data set's module evaluates text."""
+    module = inspect.getmodule(type(_scorer(name, options)))
+    return module is None or bool(EVALUATES.search(inspect.getsource(module)))
+
+
+@lru_cache(maxsize=64)  # a group's completions are of one problem
+def _entry(name: str, options: str, seed: int) -> Mapping[str, Any]:
+    entry: Mapping[str, Any] = _gym().create_dataset(name, seed=seed, size=1, **json.loads(options))[0]
+    return entry
+
+
+@lru_cache(maxsize=8)
+def _scorer(name: str, options: str) -> Any:
+    return _gym().create_dataset(name, seed=0, size=1, **json.loads(options))
 
 
 def _gym() -> Any:

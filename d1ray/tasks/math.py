@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from d1ray.tasks.answers import boxes, final_answer, find_answer, tagged
-from d1ray.tasks.equivalence import equivalent
+from d1ray.tasks.equivalence import canonical, equivalent
 from d1ray.tasks.task import DemonstrationStyle, Example, Score, Task
 
 TEMPLATE = """\
@@ -52,6 +52,9 @@ class Math(Task):
                 return f"{solution}\n{answer}"
             answer = str(int(rng.integers(1000)))
         return f"<reasoning>\n{solution}\n</reasoning>\n" + tagged(f"\n\\boxed{{{answer}}}\n")
+
+    def vote(self, parsed: str) -> str:
+        return canonical(parsed)
 
     def prepare(self) -> None:
         equivalent(r"\sqrt{2}", "2")

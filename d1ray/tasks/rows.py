@@ -21,12 +21,12 @@ Row = tuple[str, dict[str, Any]]  # its place, e.g. ``train.jsonl, line 3``, and
 
 
 def load_examples(task: Task, path: Path, columns: Mapping[str, str] | None = None) -> list[Example]:
-    """All examples of a file, in its order; a problem that occurs again is kept once."""
+    """All examples of a file, in its order; a row that says the same again is kept once."""
     return examples_of(task, load_rows(path), columns or {})
 
 
 def examples_of(task: Task, rows: Iterable[Row], columns: Mapping[str, str]) -> list[Example]:
-    """Rows as examples; a problem that occurs again is kept once.
+    """Rows as examples; a row that says the same again is kept once.
 
     Args:
         columns: the data's name of each column that the task knows by another.
@@ -34,7 +34,7 @@ def examples_of(task: Task, rows: Iterable[Row], columns: Mapping[str, str]) -> 
     Raises:
         DataError: a row lacks a column or holds a wrong value; names the row.
     """
-    examples: dict[str, Example] = {}
+    examples: dict[tuple[str, str], Example] = {}
     for place, row in rows:
         try:
             example = _example(task, row | {name: row[found] for name, found in columns.items()})
@@ -48,7 +48,8 @@ def examples_of(task: Task, rows: Iterable[Row], columns: Mapping[str, str]) -> 
             ) from None
         except ValueError as error:
             raise DataError(f"{place}: {error}") from None
-        examples.setdefault(example.key, example)
+        said = json.dumps(dict(example.fields), sort_keys=True, default=str)
+        examples.setdefault((example.key, said), example)
     return list(examples.values())
 
 

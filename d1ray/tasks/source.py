@@ -6,7 +6,7 @@ SFT and RL: generated streams are drawn independently, streams over a file hold 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -28,8 +28,8 @@ class Data(Protocol):
     """The examples of a run."""
 
     @property
-    def dropped(self) -> int:
-        """How many rows of a file were left out as too long."""
+    def dropped(self) -> Mapping[Split, int]:
+        """How many rows of a file's splits were left out as too long."""
         ...
 
     def train(self, index: int, stream: str = "rl") -> Example:
@@ -81,15 +81,33 @@ def open_data(
     named = {name: examples_of(task, rows, columns or {}) for name, rows in _named_rows(path, subset).items()}
     splits = _divide(task, named, path)
     kept = {split: [e for e in examples if not keeps or keeps(e)] for split, examples in splits.items()}
-    dropped = sum(map(len, splits.values())) - sum(map(len, kept.values()))
+    dropped = {split: len(splits[split]) - len(kept[split]) for split in splits}
     for split, examples in kept.items():
         if not examples:
             raise DataError(
                 f"{path}: the {split} split is empty: {sum(map(len, splits.values()))} distinct problems"
-                + (f", {dropped} of them left out as too long," if dropped else "")
+                + (
+                    f", {sum(dropped.values())} of them left out as too long,"
+                    if any(dropped.values())
+                    else ""
+                )
                 + " are too few to divide; add rows, or leave data.path out to generate examples"
             )
     return FileData(kept, seed, dropped)
+
+
+def examples_to_evaluate(
+    task: Task, path: Path, subset: str | None = None, columns: Mapping[str, str] | None = None
+) -> list[Example]:
+    """What data that is not trained on holds to evaluate: its whole test split, or all of its only one.
+
+    Raises:
+        DataError: it is missing or malformed, or has several splits of which none is called test.
+    """
+    named = _named_rows(path, subset)
+    if "test" not in named and len(named) != 1:
+        raise DataError(f"{path} has the splits {', '.join(named) or 'none'}; one must be called test")
+    return examples_of(task, named.get("test") or next(iter(named.values())), columns or {})
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,7 @@ class GeneratedData:
     task: Task
     seed: int
     keeps: Callable[[Example], bool]
-    dropped: int = 0
+    dropped: Mapping[Split, int] = field(default_factory=dict)
 
     def train(self, index: int, stream: str = "rl") -> Example:
         for redraws in range(MAX_REDRAWS):
@@ -123,12 +141,12 @@ class GeneratedData:
 class FileData:
     """Examples of files. Training visits each row once an epoch, in an order of its own for every epoch.
 
-    ``dropped`` counts the rows that were left out.
+    ``dropped`` counts the rows of each split that were left out.
     """
 
     splits: dict[Split, list[Example]]
     seed: int
-    dropped: int = 0
+    dropped: Mapping[Split, int] = field(default_factory=dict)
 
     def train(self, index: int, stream: str = "rl") -> Example:
         rows = self.splits["train"]

@@ -126,6 +126,10 @@ class Task(BaseModel):
         weighted = {name: self.weights.get(name, 1.0) * value for name, value in score.components.items()}
         return replace(score, components=weighted)
 
+    def vote(self, parsed: str) -> str:
+        """What ``Score.parsed`` counts as in a majority vote: one text for answers that mean the same."""
+        return parsed
+
     def prepare(self) -> None:
         """Called once in a process before it judges: imports and caches, whose time is no completion's."""
 

@@ -32,7 +32,7 @@ def steps_done(run: Path) -> int:
 
 @contextmanager
 def killing(run: Path, title: str, every: bool, after_lines: int) -> Iterator[list[int]]:
-    """Kills one process, or ``every`` one, whose title begins with ``title`` once, when so many lines of metrics
+    """Kills one process, or ``every`` one, whose title begins with ``title``, once so many lines of metrics
     are there."""
     killed: list[int] = []
     over = threading.Event()

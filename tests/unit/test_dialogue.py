@@ -46,6 +46,10 @@ def test_a_row_is_a_prompt_and_the_response_to_learn(row, prompt):
             "found user, assistant, user, assistant",
         ),
         ({"messages": ["user"]}, "found None"),
+        (
+            {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "x"}]},
+            "content of user must be text, found None",
+        ),
     ],
 )
 def test_another_row_is_an_error(row, said):

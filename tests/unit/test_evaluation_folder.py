@@ -7,6 +7,7 @@ from d1ray import schema
 from d1ray.errors import ConfigError
 from d1ray.evaluation_folder import EvaluationFolder
 from d1ray.evaluation_table import cell_of, markdown
+from d1ray.tasks import load_task
 
 
 def batch(correct):
@@ -59,3 +60,14 @@ def test_a_cell_of_several_samples_counts_examples_and_reports_pass_at_k_and_the
     last = markdown([cell]).splitlines()[-1]
     assert last.startswith("| gsm8k 16 | 2 | pass@1 50.0 %") and "maj@2 66.7 %" in last
     assert "pass@" not in markdown([cell_of("m", "gsm8k", 16, [batch([True])])])
+
+
+def test_votes_for_the_same_number_count_together():
+    rows = batch([True, True, False, False, False])
+    answers = pa.array([r"\frac{1}{2}", "0.5", "7", "8", "9"])
+    rows = rows.set_column(rows.schema.get_field_index("parsed"), "parsed", answers)
+    vote = load_task("math").vote
+    assert cell_of("m", "math", 16, [rows], samples=5, vote=vote).majority.value == 1
+    swapped = rows.take(pa.array([2, 3, 4, 0, 1]))
+    assert cell_of("m", "math", 16, [swapped], samples=5).majority.value == 0  # each its own
+    assert cell_of("m", "math", 16, [swapped], samples=5, vote=vote).majority.value == 1

@@ -66,3 +66,59 @@ def test_a_data_set_that_is_not_there_lists_those_that_are():
 def test_options_the_data_set_does_not_take_are_an_error(options):
     with pytest.raises(ValueError, match=r"reasoning_gym:chain_sum does not take"):
         load_task({"name": "reasoning_gym:chain_sum", "options": options})
+
+
+BAD = "__import__('os').system('touch {file}')"
+
+
+@pytest.mark.parametrize("name", ["countdown", "puzzle24", "n_queens", "simple_integration", "spiral_matrix"])
+def test_an_answer_is_never_run_as_code(tmp_path, name):
+    task, file = load_task(f"reasoning_gym:{name}"), tmp_path / "pwned"
+    example = task.draw("train", generator(0, "gym"))
+    for answer in (
+        BAD,
+        f"[{BAD}]",
+        "getattr(__builtins__, 'open')('{file}', 'w')",
+        "S('{file}').x",
+        "9" * 600,
+    ):
+        task.score(example, f"<answer>{answer.format(file=file)}</answer>")
+    assert not file.exists()
+    assert task.score(example, task.demonstration(example, "clean", generator(0, "d"))).correct
+
+
+@pytest.mark.parametrize(
+    ("answer", "harmless"),
+    [
+        ("3*(4+5)/2", True),
+        ("x**2/2 + sin(x) + C", True),
+        ("[[1, 2], ['Q', '_']]", True),
+        ("ABCDAE", True),
+        ("_ Q _", True),
+        ("open(1)", False),
+        ("x.y(2)", False),
+        ("(lambda: 1)()", False),
+        ("[i for i in (1, 2)]", False),
+        ("a" * 501, False),
+        ("(" * 400, True),  # no letters: a syntax error at most
+    ],
+)
+def test_what_a_scorer_may_evaluate_is_a_value(answer, harmless):
+    from d1ray.tasks.gym import is_harmless
+
+    assert is_harmless(answer) is harmless
+
+
+def test_a_data_set_that_depends_on_hashes_asks_for_fixed_ones(monkeypatch):
+    import subprocess
+    import sys
+
+    with pytest.raises(ValueError, match="PYTHONHASHSEED=0"):
+        load_task("reasoning_gym:ransom_note")
+    draw = (
+        "from d1ray.tasks import load_task; from d1ray.rng import generator;"
+        "print(load_task('reasoning_gym:ransom_note').draw('train', generator(0, 'gym')).prompt)"
+    )
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    outputs = {subprocess.check_output([sys.executable, "-c", draw]) for _ in range(2)}
+    assert len(outputs) == 1

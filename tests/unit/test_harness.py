@@ -74,9 +74,9 @@ def served(folder):
 
 
 def test_choices_are_ranked_by_the_bound_and_texts_come_from_the_sampler(served, folder, tasks):
-    from d1ray.harness import run_harness
+    from d1ray.harness import run_harness, tasks_of
 
-    results = run_harness(served, list(TASKS), include_path=tasks)
+    results = run_harness(served, list(TASKS), tasks_of(list(TASKS), tasks))
     model, tokenizer = load_model(folder, None), load_tokenizer(folder)
 
     def ids(text):
@@ -113,18 +113,37 @@ def test_rolling_likelihoods_are_sums_over_pieces_of_the_context(served):
     )
 
 
-def test_greedy_continuations_are_recognised_when_asked(folder):
+def test_a_text_that_is_no_choice_is_compared_with_greedy_decoding(served):
+    from lm_eval.api.instance import Instance
+
+    whole = EvaluationSamplerConfig(gen_length=3, steps=3, block_length=3)
+    greedy = sample(served.model, [served.tok_encode("1+1=")], whole, [0]).ids[0].tolist()
+    text = served.tokenizer.decode(greedy)
+    assert served.tok_encode(text) == greedy
+    asked = [(0, text), (1, "2" + text[1:] if text[0] != "2" else "3" + text[1:]), (2, text), (2, "5")]
+    instances = [
+        Instance("loglikelihood", {}, ("1+1=", answer), 0, ("task", doc, 1)) for doc, answer in asked
+    ]
+    answers = served.loglikelihood(instances, disable_tqdm=True)
+    assert [flag for _, flag in answers] == [True, False, False, False]  # the last two are choices of one
+
+
+def test_generation_ends_at_the_end_of_the_turn_and_starts_an_empty_context(served, monkeypatch):
+    from lm_eval.api.instance import Instance
+
+    from d1ray import harness
+
+    monkeypatch.setattr(harness, "decode_completion", lambda *arguments: "42<|im_end|> and 43")
+    instances = [Instance("generate_until", {}, ("", {"until": []}), 0)]
+    assert served.generate_until(instances, disable_tqdm=True) == ["42"]
+
+
+def test_a_completion_as_long_as_the_context_is_refused(folder):
+    from d1ray.errors import ConfigError
     from d1ray.harness import HarnessModel
 
-    served = HarnessModel(
-        folder, EvaluationConfig(sampling=SAMPLING), likelihood_samples=1, check_greedy=True
-    )
-    prompt = served.tok_encode("1+1=")
-    whole = EvaluationSamplerConfig(gen_length=3, steps=3, block_length=3)
-    greedy = sample(served.model, [prompt], whole, [0]).ids[0].tolist()
-    other = [*greedy[:-1], greedy[-1] + 1]
-    pairs = [(("", ""), prompt, greedy), (("", ""), prompt, other)]
-    assert [flag for _, flag in served._loglikelihood_tokens(pairs, disable_tqdm=True)] == [True, False]
+    with pytest.raises(ConfigError, match="leave no room for a prompt"):
+        HarnessModel(folder, EvaluationConfig())
 
 
 def test_the_command_prints_the_harness_s_table_and_names_an_unknown_task(folder, tasks, tmp_path):

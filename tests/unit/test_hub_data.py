@@ -8,7 +8,7 @@ from d1ray.config import DataConfig
 from d1ray.errors import DataError
 from d1ray.models import character_tokenizer
 from d1ray.tasks import load_task
-from d1ray.tasks.source import open_data
+from d1ray.tasks.source import examples_to_evaluate, open_data
 
 SPLITS = ("train", "validation", "test")
 
@@ -92,7 +92,7 @@ def test_overlong_prompts_are_dropped_and_counted_when_asked(tmp_path):
     rows = [*questions(50), {"question": "1 + 1?" * 20, "answer": "#### 2"}]
     folder = published(tmp_path / "set", train=rows, test=questions(5, first=90))
     kept = DataConfig(path=folder, max_prompt_length=20, overlong_prompts="drop").open(task, 0, tokenizer)
-    assert kept.dropped == 1
+    assert sum(kept.dropped.values()) == 1
     assert sum(len(keys(kept, split)) for split in SPLITS) == 55
     everything = DataConfig(path=folder, max_prompt_length=20).open(task, 0, tokenizer)
     assert sum(len(keys(everything, split)) for split in SPLITS) == 56
@@ -117,3 +117,15 @@ def test_when_every_prompt_is_too_long_the_error_counts_them(tmp_path):
     settings = DataConfig(path=folder, max_prompt_length=2, overlong_prompts="drop")
     with pytest.raises(DataError, match=r"50 distinct problems, 50 of them left out as too long"):
         settings.open(load_task("gsm8k"), 0, character_tokenizer())
+
+
+def test_data_to_evaluate_is_the_whole_test_split_or_the_only_one(tmp_path):
+    task, rows = load_task("gsm8k"), questions(50)
+    both = published(tmp_path / "both", validation=rows[:20], test=rows[20:])
+    assert [e.fields["question"] for e in examples_to_evaluate(task, both)] == [
+        row["question"] for row in rows[20:]
+    ]
+    assert len(examples_to_evaluate(task, published(tmp_path / "one", anything=rows))) == 50
+    several = published(tmp_path / "several", a=rows[:20], b=rows[20:])
+    with pytest.raises(DataError, match="one must be called test"):
+        examples_to_evaluate(task, several)

@@ -69,6 +69,12 @@ def test_columns_may_have_other_names_and_a_wrong_one_is_named(tmp_path):
         load_examples(task, tmp_path / "g.csv", {"answer": "reply"})
 
 
+def test_several_responses_to_a_prompt_are_all_kept_and_a_repeated_row_once(tmp_path):
+    (tmp_path / "d.csv").write_text("prompt,response\nJoke?,One\nJoke?,Two\nJoke?,One\n")
+    examples = load_examples(load_task("dialogue"), tmp_path / "d.csv")
+    assert [example.fields["response"] for example in examples] == ["One", "Two"]
+
+
 def test_a_task_without_a_generator_asks_for_a_file():
     with pytest.raises(DataError, match=r"task dialogue generates no examples: give data\.path=FILE"):
         open_data(load_task("dialogue"), None, 0)
