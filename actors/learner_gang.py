@@ -47,7 +47,11 @@ class LearnerGang:
                 self.group = self._placed(config)
             rank = ray.remote(Learner)
             for number in range(c.learners):
-                options: dict[str, Any] = {"num_cpus": c.learner_cpus, "num_gpus": c.learner_gpus}
+                options: dict[str, Any] = {
+                    "num_cpus": c.learner_cpus,
+                    "num_gpus": c.learner_gpus,
+                    "resources": dict(c.learner_resources),
+                }
                 if self.group is not None:
                     options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, number)
                 self.actors.append(
@@ -107,7 +111,8 @@ class LearnerGang:
     def _placed(self, config: Config) -> PlacementGroup:
         """A place for every rank at once: a part of a gang would only hold what others need."""
         c = config.cluster
-        bundle = {"CPU": c.learner_cpus} | ({"GPU": c.learner_gpus} if c.learner_gpus else {})
+        bundle = {"CPU": c.learner_cpus, "GPU": c.learner_gpus, **c.learner_resources}
+        bundle = {name: amount for name, amount in bundle.items() if amount}
         group = placement_group([bundle] * c.learners, strategy="PACK")
         try:
             ray.get(group.ready(), timeout=c.deadline_s)
@@ -155,7 +160,8 @@ class LearnerGang:
         try:
             ray.get(ref, timeout=self.deadline_s)
         except ACTOR_LOST as error:
-            raise LearnerLost(f"learner rank {refs.index(ref)} died in {method!r}: {error}") from error
+            said = str(error).strip().splitlines()[0]
+            raise LearnerLost(f"learner rank {refs.index(ref)} died in {method!r}: {said}") from error
         except ray.exceptions.RayTaskError as error:
             ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=DEATH_NOTICE_S, fetch_local=False)
             if len(ended) < len(refs) or any(_died(other) for other in ended):

@@ -20,9 +20,18 @@ class Pools:
     def __init__(self, config: Config, folder: Path):
         c = config.cluster
         generator = ray.remote(Generator).options(
-            num_cpus=c.generator_cpus, num_gpus=c.generator_gpus, max_restarts=-1, max_task_retries=0
+            num_cpus=c.generator_cpus,
+            num_gpus=c.generator_gpus,
+            resources=dict(c.generator_resources),
+            max_restarts=-1,
+            max_task_retries=0,
         )
-        scorer = ray.remote(Scorer).options(num_cpus=c.scorer_cpus, max_restarts=-1, max_task_retries=0)
+        scorer = ray.remote(Scorer).options(
+            num_cpus=c.scorer_cpus,
+            resources=dict(c.scorer_resources),
+            max_restarts=-1,
+            max_task_retries=0,
+        )
         self.generators = Pool(
             lambda: generator.remote(folder, c.generator_threads, c.deadline_s),
             max(c.generators, c.max_generators or 0),

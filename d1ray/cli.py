@@ -190,22 +190,23 @@ def prepare_local_ray(config: Config) -> None:
 
     Ray reads these variables when it is imported, so this comes before any import of it.
     """
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # results of lost calls that were made again
     if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def main() -> None:
-    """Entry point. Exit status: 0 done, 2 the request is wrong, 130 interrupted, 1 anything else."""
+    """Entry point. Exit status: 0 done, 2 the request is wrong, 130 interrupted, 143 terminated, 1 other."""
     try:
         app()
     except UserError as error:
         reason = getattr(error, "cause", error)  # Ray wraps a worker's error in its traceback
         print(f"d1ray: error: {reason}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted:
+    except Interrupted as error:
         print(
             "d1ray: interrupted; everything so far is saved. Run the same command to continue.",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.exit(error.status)

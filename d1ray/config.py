@@ -231,7 +231,11 @@ class ClusterConfig(Strict):
     generator_cpus: NonNegativeFloat = 1
     generator_gpus: NonNegativeFloat = 0
     generator_threads: PositiveInt = 1
+    generator_resources: Mapping[str, PositiveFloat] = Field(
+        {}, description="custom Ray resources, to keep a kind of actor to its own nodes"
+    )
     scorer_cpus: NonNegativeFloat = 1
+    scorer_resources: Mapping[str, PositiveFloat] = {}
     learners: PositiveInt = Field(1, description="ranks that share the learning; see rl.sharding")
     learner_restarts: NonNegativeInt = Field(
         10, description="times the ranks are rebuilt from the newest checkpoint without getting past it"
@@ -239,6 +243,7 @@ class ClusterConfig(Strict):
     learner_cpus: NonNegativeFloat = 1
     learner_gpus: NonNegativeFloat = 0
     learner_threads: PositiveInt = 1
+    learner_resources: Mapping[str, PositiveFloat] = {}
     sft_workers: PositiveInt = 1
     sft_threads: PositiveInt = 1
     sft_worker_cpus: PositiveFloat = 1

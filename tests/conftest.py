@@ -134,6 +134,9 @@ def _processes_of(session: str) -> list[Any]:
     for process in psutil.process_iter():
         try:
             ours = process.environ().get(SESSION) == session
+            ours = ours and "multiprocessing.resource_tracker" not in " ".join(
+                process.cmdline()
+            )  # pytest's own
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
         if ours and process.pid != os.getpid():

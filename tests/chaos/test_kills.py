@@ -1,6 +1,7 @@
 """Whatever is killed, a synchronous run ends with the same weights, bit for bit."""
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +32,11 @@ def steps_done(run: Path) -> int:
 
 
 @contextmanager
-def killing(run: Path, title: str, every: bool, after_lines: int) -> Iterator[list[int]]:
-    """Kills one process, or ``every`` one, whose title begins with ``title``, once so many lines of metrics
-    are there."""
+def killing(
+    run: Path, title: str, every: bool, after_lines: int, number: int = signal.SIGKILL
+) -> Iterator[list[int]]:
+    """Sends a signal to one process, or ``every`` one, whose title begins with ``title``, once so many lines
+    of metrics are there."""
     killed: list[int] = []
     over = threading.Event()
 
@@ -44,7 +47,7 @@ def killing(run: Path, title: str, every: bool, after_lines: int) -> Iterator[li
                     p for p in psutil.Process().children(recursive=True) if _title(p).startswith(title)
                 ]
                 for process in at_work if every else at_work[-1:]:
-                    process.kill()
+                    process.send_signal(number)
                     killed.append(process.pid)
             time.sleep(0.001)
 
@@ -113,3 +116,13 @@ def test_a_killed_actor_changes_no_bit(
         2,
         3,
     ]
+
+
+def test_a_frozen_learner_rank_is_replaced_after_the_deadline(
+    undisturbed: Weights, config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path / "run", *TWO_RANKS, "cluster.generators=2", "cluster.deadline_s=25")
+    with killing(tmp_path / "run", "ray::Learner.learn", False, 2, signal.SIGSTOP) as frozen:
+        weights = reinforced(config)
+    assert len(frozen) == 1 and not psutil.pid_exists(frozen[0])
+    assert identical(weights, undisturbed)
