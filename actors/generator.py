@@ -32,12 +32,13 @@ class Generator:
     First start, weight sync, restart after a crash and joining later are this one code path.
     """
 
-    def __init__(self, folder: Path, threads: int, deadline_s: float):
+    def __init__(self, folder: Path, threads: int, deadline_s: float, precision: str = "fp32"):
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.folder, self.deadline_s = folder, deadline_s
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.tokenizer = load_tokenizer(folder)
-        self.model = load_model(folder, device=self.device)
+        self.model = load_model(folder, self.dtype, self.device)
         self.source = folder  # of self.model's own weights, which a LoRA policy adapts
         self.overwritten = False  # whether parcels took the place of those weights
         self.reference: DiffusionLM | None = None
@@ -69,7 +70,11 @@ class Generator:
         replaces = full and weights.parcels  # everything, so it does not matter what was there
         stale = (self.overwritten and not replaces) or (full and has_lora(self.model))
         if self.source != source or stale:
-            self.model, self.source, self.overwritten = load_model(source, device=self.device), source, False
+            self.model, self.source, self.overwritten = (
+                load_model(source, self.dtype, self.device),
+                source,
+                False,
+            )
             self.loaded.clear()  # a reference adapter went with the model
         if weights.lora is not None:
             weights.copy_into(self._adapter(POLICY, weights.lora), incarnation, self.deadline_s)
@@ -90,7 +95,7 @@ class Generator:
                 weights.copy_into(self._adapter(REFERENCE, weights.lora), incarnation, self.deadline_s)
         elif not current:
             if self.reference is None or not weights.parcels:
-                self.reference = load_model(weights.folder or self.folder, device=self.device)
+                self.reference = load_model(weights.folder or self.folder, self.dtype, self.device)
             weights.copy_into(live_tensors(self.reference), incarnation, self.deadline_s)
         self.loaded[REFERENCE] = _key(incarnation, weights)
         if weights.lora is not None:

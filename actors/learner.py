@@ -28,6 +28,7 @@ from d1ray.models.weights import bucket_names, live_tensors, pack
 from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw
+from d1ray.sft_model import readapted
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Learner:
         start: the model folder RL starts from, which is also the first reference.
         resume: a complete checkpoint to continue from, or None.
         config: the RL settings.
+        precision: "fp32" or "bf16": of matrix products and of weights that an adapter leaves alone.
         seed: the run's seed.
         threads: torch's intra-op threads; part of what makes results reproducible.
         deadline_s: longest wait for an object or for the other ranks.
@@ -59,6 +61,7 @@ class Learner:
         start: Path,
         resume: Path | None,
         config: RLConfig,
+        precision: str,
         seed: int,
         threads: int,
         deadline_s: float,
@@ -70,7 +73,7 @@ class Learner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.start, self.resume = start, resume
         self.config, self.seed, self.deadline_s, self.incarnation = config, seed, deadline_s, incarnation
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.bf16 = rank, world, precision == "bf16"
         self.first = rank == 0
         self.store: Any = None  # where the ranks meet; the first one keeps it
         self.version = 0
@@ -91,11 +94,12 @@ class Learner:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=wait)
         self.tokenizer = load_tokenizer(self.start)
-        self.model = load_model(self.start, device=self.device)
+        frozen = torch.bfloat16 if self.bf16 and self.config.lora else torch.float32
+        self.model = load_model(self.start, frozen, self.device)
         self.model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.config.lora:
             add_lora(self.model, self.config.lora, self.seed)
-        self.scorer = ViewLogps(self.model)
+        self.scorer = ViewLogps(self.model, self.bf16)
         if self.world > 1 and self.config.sharding == "fsdp":
             shard(self.scorer, self.model, self.device)
         self.live = live_tensors(self.model)
@@ -125,7 +129,8 @@ class Learner:
         outlives this actor. Of sharded weights it is gathered tensor by tensor."""
         tensors = self.live if which == "policy" else self.reference
         version = self.version if which == "policy" else self.reference_version
-        bucket = pack(tensors, self.names[index], self.first)
+        cast = torch.bfloat16 if self.bf16 and not self.config.lora else None  # as the generators hold them
+        bucket = pack(tensors, self.names[index], self.first, cast)
         return Parcel(self.incarnation, version, bucket) if self.first else None, None
 
     def learn(
@@ -194,6 +199,8 @@ class Learner:
         """Writes the policy as a Hugging Face folder, an adapter merged into its base."""
         model = self._whole_model()
         if self.first and model is not None:
+            if self.config.lora and self.bf16:  # merged in fp32, into the weights as they are stored
+                model = readapted(model, self.start, self.config.lora)
             save_model(unadapted(model), folder, self.tokenizer)
 
     def _whole_model(self) -> DiffusionLM | None:

@@ -59,6 +59,7 @@ class LearnerGang:
                         start,
                         resume,
                         config.rl,
+                        config.model.precision,
                         config.seed,
                         c.learner_threads,
                         c.deadline_s,

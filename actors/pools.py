@@ -33,7 +33,7 @@ class Pools:
             max_task_retries=0,
         )
         self.generators = Pool(
-            lambda: generator.remote(folder, c.generator_threads, c.deadline_s),
+            lambda: generator.remote(folder, c.generator_threads, c.deadline_s, config.model.precision),
             max(c.generators, c.max_generators or 0),
         )
         self.scorers = Pool(lambda: scorer.remote(config.task, config.scoring), c.scorers)

@@ -1,4 +1,4 @@
-"""The command line: ``d1ray train | sft | evaluate | score | harness | export | recipes``."""
+"""The command line: ``d1ray train | sft | evaluate | score | harness | export | doctor | recipes``."""
 
 import json
 import os
@@ -175,6 +175,19 @@ def export(
     from d1ray.export import export as write
 
     print(f"{write(checkpoint, folder, form, dtype, base)} -> {folder} ({form})")
+
+
+@app.command()
+def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Check whether the cluster can run a recipe, and estimate what it takes."""
+    config = load_config(recipe, overrides or [])
+    prepare_local_ray(config)
+    from d1ray.doctor import as_table, examine
+
+    findings = examine(config)
+    Console().print(as_table(findings))
+    if any(finding.outcome == "failed" for finding in findings):
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -109,6 +109,9 @@ class ModelConfig(Strict):
 
     path: LocalOrHub | None = Field(None, description="folder or hub id")
     make: ArchitectureConfig | None = None
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of generators, and of the RL learner's matrix products and frozen weights"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -249,6 +252,7 @@ class ClusterConfig(Strict):
     sft_worker_cpus: PositiveFloat = 1
     sft_worker_gpus: NonNegativeFloat = 0
     dashboard: bool = Field(False, description="start the Ray dashboard with a local cluster")
+    placement_s: NonNegativeFloat = Field(30, description="wait for a cluster to have what is asked for")
     deadline_s: PositiveFloat = Field(600, description="longest wait for any one call, in seconds")
 
 

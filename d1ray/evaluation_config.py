@@ -44,7 +44,8 @@ def evaluation_config(
         values["task"] = {"name": task}
     if other or own_data:  # how the run's data is read says nothing about other data
         values["data"] = {**values.get("data", {}), "path": None, "subset": None, "columns": {}}
-    values |= {"model": {"path": str(folder)}, "sft": None, "rl": None}
+    precision = values.get("model", {}).get("precision", "fp32")
+    values |= {"model": {"path": str(folder), "precision": precision}, "sft": None, "rl": None}
     return validated(apply_overrides(values, overrides))
 
 

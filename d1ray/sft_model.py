@@ -12,7 +12,7 @@ from d1ray.config import MaskedTrainingConfig, SFTConfig
 from d1ray.demonstrations import Phase
 from d1ray.models import DiffusionLM, load_model, save_model
 from d1ray.models.adapter_folder import is_adapter_folder, load_adapter
-from d1ray.models.lora import adapter_tensors, add_lora, unadapted
+from d1ray.models.lora import LoRAConfig, adapter_tensors, add_lora, unadapted
 from d1ray.models.sharding import is_sharded, unsharded
 
 
@@ -64,12 +64,17 @@ def save_merged(
     if not keeps or plain is None:
         return
     if config.lora and frozen_dtype(config) != torch.float32:
-        merged = add_lora(load_model(base), config.lora)
-        trained = adapter_tensors(plain)
-        for name, tensor in adapter_tensors(merged).items():
-            tensor.copy_(trained[name])
-        plain = merged
+        plain = readapted(plain, base, config.lora)
     save_model(unadapted(plain), folder, tokenizer)
+
+
+def readapted(model: DiffusionLM, base: Path, lora: LoRAConfig) -> DiffusionLM:
+    """The model of ``base`` in fp32 with the adapter of ``model``."""
+    fresh = add_lora(load_model(base), lora)
+    trained = adapter_tensors(model)
+    for name, tensor in adapter_tensors(fresh).items():
+        tensor.copy_(trained[name])
+    return fresh
 
 
 def save_checkpoint(

@@ -7,32 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 
 from actors.placement import check_resources, connected
 from actors.policy import policy_of_folder
 from actors.pools import Pools
 from d1ray import summary
-from d1ray.config import ArchitectureConfig, Config
+from d1ray.config import Config
 from d1ray.curves import draw_curves
 from d1ray.demonstrations import Demonstrations, Phase
 from d1ray.errors import ConfigError
-from d1ray.evaluate import Evaluation, Tokenizer, evaluate, held_out_prompts
+from d1ray.evaluate import Evaluation, evaluate, held_out_prompts
 from d1ray.interrupt import Interrupt
 from d1ray.memory import PeakMemory
-from d1ray.models import (
-    LLaDA,
-    LLaDAConfig,
-    character_tokenizer,
-    check_lora,
-    check_weights,
-    initialise,
-    load_tokenizer,
-    read_config,
-    save_model,
-)
+from d1ray.models import character_tokenizer, check_lora, check_weights, load_tokenizer, read_config
 from d1ray.progress import Progress, duration
+from d1ray.recipe_model import empty_model_of, make_model
 from d1ray.rl.rollout import Prompt
 from d1ray.run_folder import RunFolder
 from d1ray.sft import train_phases
@@ -113,17 +103,14 @@ def check_model(config: Config) -> None:
     Raises:
         UserError: the model is damaged, too short for the data, or lacks a projection that gets an adapter.
     """
-    model: Path | LLaDA
     if config.model.path is not None:
-        model = config.model.path
-        check_weights(model)
+        check_weights(config.model.path)
+        context = read_config(config.model.path).max_sequence_length
         try:
-            config.check_length(read_config(model).max_sequence_length, f"the context of {model}")
+            config.check_length(context, f"the context of {config.model.path}")
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    elif config.model.make is not None:
-        with torch.device("meta"):
-            model = LLaDA(llada_config(config.model.make, character_tokenizer()))
+    model = empty_model_of(config)
     for part in (config.sft, config.rl):
         if part is not None and part.lora is not None:
             check_lora(model, part.lora)
@@ -163,23 +150,6 @@ def phases_of(config: Config) -> list[Phase]:
     if config.sft is not None:
         phases.append(Phase("sft", SFT_PHASE, config.sft, save_to=models / "sft"))
     return phases
-
-
-def make_model(architecture: ArchitectureConfig, seed: int, folder: Path) -> None:
-    """Writes a freshly initialised LLaDA with the character tokenizer to ``folder``."""
-    tokenizer = character_tokenizer()
-    save_model(initialise(LLaDA(llada_config(architecture, tokenizer)), seed), folder, tokenizer)
-
-
-def llada_config(architecture: ArchitectureConfig, tokenizer: Tokenizer) -> LLaDAConfig:
-    """The configuration of a LLaDA that speaks the tokenizer's ids."""
-    return LLaDAConfig(
-        **architecture.model_dump(exclude={"pretraining"}),
-        vocab_size=len(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def evaluate_stages(

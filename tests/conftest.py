@@ -152,8 +152,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from d1ray.masked_training import training_step
     from d1ray.models import load_model, load_tokenizer, save_model
     from d1ray.recipe import load_config
+    from d1ray.recipe_model import make_model
     from d1ray.rl.optimizer import adamw
-    from d1ray.stages import make_model
 
     folder = tmp_path_factory.mktemp("model") / "start"
     config = load_config("sudoku-tiny", ["model.make.d_model=64", "model.make.n_layers=2"])

@@ -85,14 +85,15 @@ def token_logps(model: DiffusionLM, view: View) -> Tensor:
 
 class ViewLogps(nn.Module):
     """``token_logps`` as a module, so that the model's weights can be spread over ranks
-    (``d1ray.models.sharding``)."""
+    (``d1ray.models.sharding``); with ``bf16`` its matrix products are in that precision."""
 
-    def __init__(self, model: DiffusionLM):
+    def __init__(self, model: DiffusionLM, bf16: bool = False):
         super().__init__()
-        self.model = model
+        self.model, self.bf16 = model, bf16
 
     def forward(self, view: View) -> Tensor:
-        return token_logps(self.model, view)
+        with torch.autocast(view.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+            return token_logps(self.model, view)
 
 
 def one_step_logps(

@@ -90,10 +90,17 @@ def check_lora(source: DiffusionLM | Path | str, config: LoRAConfig) -> None:
     Raises:
         ModelError: a projection is not there (those that are, are listed); or as ``read_config``.
     """
-    if not isinstance(source, DiffusionLM):
-        folder = model_folder(source, TEXT_FILES)
-        source = _empty_model(base_folder(folder, TEXT_FILES) if is_adapter_folder(folder) else folder)[1]
-    targeted(source, config)
+    targeted(source if isinstance(source, DiffusionLM) else empty_model(source), config)
+
+
+def empty_model(source: Path | str) -> DiffusionLM:
+    """The model of a folder or hub id on the meta device; of a PEFT adapter, the model it names.
+
+    Raises:
+        ModelError: as ``read_config``.
+    """
+    folder = model_folder(source, TEXT_FILES)
+    return _empty_model(base_folder(folder, TEXT_FILES) if is_adapter_folder(folder) else folder)[1]
 
 
 def _empty_model(folder: Path) -> tuple[Architecture, DiffusionLM]:

@@ -39,8 +39,13 @@ def bucket_names(tensors: Mapping[str, Tensor], limit: int = BUCKET_BYTES) -> li
     return groups
 
 
-def pack(tensors: Mapping[str, Tensor], names: Iterable[str], keep: bool = True) -> Bucket:
-    """The named tensors as byte arrays that share no memory with the model.
+def pack(
+    tensors: Mapping[str, Tensor],
+    names: Iterable[str],
+    keep: bool = True,
+    dtype: torch.dtype | None = None,
+) -> Bucket:
+    """The named tensors as byte arrays that share no memory with the model, cast to ``dtype`` if it is given.
 
     Of sharded tensors they are gathered one by one, on all ranks together, for those that ``keep`` them.
     """
@@ -48,7 +53,9 @@ def pack(tensors: Mapping[str, Tensor], names: Iterable[str], keep: bool = True)
     for name in names:
         tensor = whole(tensors[name].detach())
         if keep:
-            bucket[name] = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().copy()
+            bucket[name] = (
+                tensor.to(dtype or tensor.dtype).cpu().contiguous().view(-1).view(torch.uint8).numpy().copy()
+            )
     return bucket
 
 

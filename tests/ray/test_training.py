@@ -124,6 +124,24 @@ def test_lora_trains_publishes_and_keeps_only_the_adapter(
     assert merged.state_dict().keys() == load_model(whole.model.path).state_dict().keys()
 
 
+@pytest.mark.parametrize("adapter", ["rl.lora.r=4", "rl.lora=null"])
+def test_in_bf16_generator_and_learner_agree_up_to_its_rounding(
+    ray_cluster: None,
+    config_of: ConfigOf,
+    reinforced: Reinforced,
+    tmp_path: Path,
+    adapter: str,
+) -> None:
+    settings = ["model.precision=bf16", adapter, "rl.steps=2", "rl.optimizer.learning_rate=1e-3"]
+    reinforced(config_of(tmp_path / "run", *settings, "cluster.generators=1"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    gaps = [row["logprob_gap"] for row in rows[1:]]
+    assert max(gaps) < 0.1, gaps
+    assert max(gaps) > 1e-6, gaps  # in fp32 they are smaller
+    saved = load_file(tmp_path / "run" / "models" / "rl" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
 def test_decoding_that_strays_above_the_limit_becomes_exact_and_stays_so(
     config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,7 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from d1ray.stages import make_model
+    from d1ray.recipe_model import make_model
 
     folder = tmp_path_factory.mktemp("harness") / "model"
     config = load_config("sudoku-tiny", ["model.make.d_model=32", "model.make.n_layers=2"])

@@ -110,7 +110,7 @@ def rank_main(rank, world, port, folder, out):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
     from d1ray.config import ArchitectureConfig
-    from d1ray.stages import make_model
+    from d1ray.recipe_model import make_model
 
     path = tmp_path_factory.mktemp("ranks") / "model"
     make_model(ArchitectureConfig(d_model=32, n_layers=2, mlp_hidden_size=48), 0, path)
