@@ -75,7 +75,7 @@ SESSION = "D1RAY_TEST_SESSION"  # marks every process that descends from this se
 
 def uses_ray(file: Path) -> bool:
     """Whether a test file is one of those that start Ray."""
-    return file.parent.name in ("ray", "chaos")
+    return file.parent.name in ("ray", "chaos", "benchmarks")
 
 
 @pytest.fixture(scope="session")

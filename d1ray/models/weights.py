@@ -3,6 +3,7 @@
 Full fine-tuning sends every tensor of the model; LoRA sends the adapter alone.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -45,7 +46,9 @@ def pack(
     keep: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Bucket:
-    """The named tensors as byte arrays that share no memory with the model, cast to ``dtype`` if it is given.
+    """The named tensors as byte arrays, cast to ``dtype`` if it is given.
+
+    On the CPU they are the model's own memory: whoever sends them has to, before the model changes.
 
     Of sharded tensors they are gathered one by one, on all ranks together, for those that ``keep`` them.
     """
@@ -54,7 +57,7 @@ def pack(
         tensor = whole(tensors[name].detach())
         if keep:
             bucket[name] = (
-                tensor.to(dtype or tensor.dtype).cpu().contiguous().view(-1).view(torch.uint8).numpy().copy()
+                tensor.to(dtype or tensor.dtype).cpu().contiguous().view(-1).view(torch.uint8).numpy()
             )
     return bucket
 
@@ -66,8 +69,9 @@ def copy_into(tensors: Mapping[str, Tensor], bucket: Mapping[str, NDArray[np.uin
         KeyError: there is no tensor of that name.
         RuntimeError: a tensor's size differs.
     """
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
         for name, data in bucket.items():
             target = tensors[name]
-            source = torch.frombuffer(bytearray(data), dtype=target.dtype)
+            source = torch.from_numpy(np.asarray(data)).view(target.dtype)
             target.copy_(source.view(target.shape))
