@@ -57,7 +57,7 @@ test: build/installed/.stamp ## all tests, against the installed wheel (TESTS=te
 test-unit: build/installed/.stamp ## the fast tests: no Ray, nothing slow
 	$(PYTEST) '$(CURDIR)/tests' -m 'not ray and not slow' $(ARGS)
 
-bench: build/installed/.stamp ## benchmarks: ratios of CPU seconds, printed and held to their targets; some minutes
+bench: build/installed/.stamp ## benchmarks: ratios, printed and held to their targets; some minutes
 	$(PYTEST) -s '$(CURDIR)/tests/benchmarks' $(ARGS)
 
 lint: .venv/.dev ## ruff, mypy and the layer contracts

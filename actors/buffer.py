@@ -107,6 +107,10 @@ class RolloutBuffer:
         taken, self.started = self.started[:count], self.started[count:]
         return taken
 
+    def tend(self) -> None:
+        """Gives work to whoever is free, without waiting: for a driver that waits for something else."""
+        self._collect(timeout_s=0)
+
     def release(self, calls: list[Call]) -> None:
         """Frees the slots of consumed groups and drops their tables' references."""
         self.taken -= len(calls)

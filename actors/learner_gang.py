@@ -1,7 +1,7 @@
 """LearnerGang: the driver's side of the learner's ranks. It passes references and waits with a deadline."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from actors.policy import PolicyRef, Weights
 from d1ray.config import Config
 from d1ray.errors import ResourceError
 
+POLL_S = 0.02
 DEATH_NOTICE_S = 15  # after a rank's error, to learn whether another's death was its cause
 
 
@@ -74,10 +75,18 @@ class LearnerGang:
             self.close()
             raise
 
-    def learn(self, tables: Sequence[ray.ObjectRef], step: int, rollouts: Path) -> dict[str, float]:
-        """Outer step ``step`` on the groups behind ``tables``; returns its metrics."""
+    def learn(
+        self,
+        tables: Sequence[ray.ObjectRef],
+        step: int,
+        rollouts: Path,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
+        """Outer step ``step`` on the groups behind ``tables``; returns its metrics. While the ranks learn,
+        ``meanwhile`` is called every ``POLL_S``."""
         metrics: dict[str, float]
-        metrics, self.standing = self._all("learn", list(tables), step, rollouts)
+        refs = [actor.learn.remote(list(tables), step, rollouts) for actor in self.actors]
+        metrics, self.standing = self._of_first(refs, "learn", meanwhile)
         return metrics
 
     def publish(self) -> PolicyRef:
@@ -140,13 +149,19 @@ class LearnerGang:
         """What the first rank returns, when all have."""
         return self._of_first([getattr(actor, method).remote(*arguments) for actor in self.actors], method)
 
-    def _of_first(self, refs: Sequence[ray.ObjectRef], method: str) -> Any:
+    def _of_first(
+        self, refs: Sequence[ray.ObjectRef], method: str, meanwhile: Callable[[], None] | None = None
+    ) -> Any:
         end = time.monotonic() + self.deadline_s
         waiting = list(refs)
         while waiting:
+            left = max(0.0, end - time.monotonic())
             done, waiting = ray.wait(
-                waiting, num_returns=1, timeout=max(0.0, end - time.monotonic()), fetch_local=False
+                waiting, num_returns=1, timeout=min(POLL_S, left) if meanwhile else left, fetch_local=False
             )
+            if not done and meanwhile and left:
+                meanwhile()
+                continue
             if not done:
                 ranks = ", ".join(str(refs.index(ref)) for ref in waiting)
                 raise LearnerLost(

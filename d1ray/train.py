@@ -208,7 +208,7 @@ def learn(
 ) -> dict[str, float]:
     """One learning step. Groups whose tables were lost with a node are generated again, the same."""
     try:
-        return learner.learn([group.table for group in groups], step, rollouts)
+        return learner.learn([group.table for group in groups], step, rollouts, buffer.tend)
     except ray.exceptions.RayTaskError as error:
         if not is_lost(error):
             raise
