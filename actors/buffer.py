@@ -209,14 +209,12 @@ class RolloutBuffer:
     def _kill_the_overdue(self) -> None:
         """Kills actors that work on one call for longer than ``deadline_s``."""
         now = time.monotonic()
-        for pool, stage in ((self.generators, "generate"), (self.scorers, "score")):
-            for call in self.running.values():
-                if (call.generated is None) == (stage == "generate"):
-                    continue
-                index = call.generator if stage == "generate" else call.scorer
-                if pool.up[index] and now - max(call.since, pool.progress[index]) > self.deadline_s:
-                    pool.restart(index)
-                    self.killed += 1
+        for call in self.running.values():
+            generating = call.generated is not None
+            pool, index = (self.generators, call.generator) if generating else (self.scorers, call.scorer)
+            if pool.up[index] and now - max(call.since, pool.progress[index]) > self.deadline_s:
+                pool.restart(index)
+                self.killed += 1
 
     def _stuck(self, count: int) -> str:
         ready = sum(call.over for call in self.started[:count])

@@ -28,7 +28,6 @@ class Pool:
     def __init__(self, create: Callable[[], ActorHandle], size: int):
         self.actors = [create() for _ in range(size)]
         self.up = [False] * size
-        self.starts = 0  # including restarts
         self.progress = [time.monotonic()] * size  # when an actor last began or ended something
         self._starting: list[ray.ObjectRef | None] = [a.__ray_ready__.remote() for a in self.actors]
         self._ask_at = [0.0] * size  # when to ask an actor again whether it is up
@@ -61,7 +60,6 @@ class Pool:
                 self._ask_at[index] = time.monotonic() + ASK_EVERY_S
                 continue
             self.up[index] = True
-            self.starts += 1
 
     def free(self, depth: int) -> int | None:
         """Index of the least busy actor that is up, or None when each has ``depth`` calls under way."""

@@ -17,7 +17,7 @@ class Probe:
     """What a node has, what it can write, and whom it can reach."""
 
     def facts(self, folder: Path) -> dict[str, Any]:
-        """Versions, shared memory, and free disk below ``folder`` (None where it cannot be)."""
+        """Versions, shared memory, GPUs, and the free disk where ``folder`` is or will be."""
         import torch
 
         existing = next(path for path in (folder, *folder.parents) if path.exists())

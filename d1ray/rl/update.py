@@ -58,12 +58,12 @@ def accumulate_gradient(
     sharded = is_sharded(model)
     scale = world if sharded else 1  # FSDP averages over the ranks
     metrics: defaultdict[str, float] = defaultdict(float)
+    idle = _Idle(scorer, model, batch, views)
     for shares in rounds(batch, views, config, world):
         own = shares[rank]
-        idle = _Idle(scorer, model, batch, views)
+        part = batch.select(own.groups)
         calls = [max(share.calls[k] for share in shares) for k in range(algorithm.estimator.views_per_update)]
         if any(share.large for share in shares) or (algorithm.mixes_views and len(calls) > 1):
-            part = batch.select(own.groups)
             groups = [[views[g][k] for g in own.groups] for k in range(len(calls))]  # [K][n]
             joined = [_joined(model, part, some) for some in groups] if len(own.groups) else []
             with torch.no_grad():
@@ -81,7 +81,6 @@ def accumulate_gradient(
             continue
         for k, most in enumerate(calls):
             if len(own.groups):
-                part = batch.select(own.groups)
                 some = [views[g][k] for g in own.groups]
                 view = _joined(model, part, some)
                 terms = _terms(view_logps(scorer, view, own.rows)[None], part, [some], k, inner, totals)

@@ -1,6 +1,5 @@
 """s1K (arXiv 2501.19393): 1,000 hard questions with long reasoning traces, the data of d1's SFT."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from d1ray.tasks.answers import boxes, tagged
 from d1ray.tasks.math import Math
-from d1ray.tasks.task import DemonstrationStyle, Example, Split
+from d1ray.tasks.task import DemonstrationStyle, Example, Split, split_by_hash
 
 TEMPLATE = """\
 {problem}
@@ -54,8 +53,7 @@ class S1K(Math):
 
     def split_of(self, key: str) -> Split:
         """96 % train, 2 % validation and 2 % test, by hash: the rows are few, and tests are on other data."""
-        bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % 50
-        return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
+        return split_by_hash(key, 50)
 
     def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
         """The trajectory and the attempt; corrupted, either without the tags or with another number."""

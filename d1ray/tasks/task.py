@@ -57,6 +57,12 @@ class Score:
         return float(sum(self.components.values()))
 
 
+def split_by_hash(key: str, parts: int) -> Split:
+    """The split of the problem ``key``, where validation and test are one of ``parts`` parts each."""
+    bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % parts
+    return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
+
+
 class Task(BaseModel):
     """A task and its options. Subclasses are registered in ``d1ray.tasks``; options are fields.
 
@@ -113,8 +119,7 @@ class Task(BaseModel):
 
     def split_of(self, key: str) -> Split:
         """The split of the problem ``key``: 80 % train, 10 % validation and 10 % test, by hash."""
-        bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % 10
-        return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
+        return split_by_hash(key, 10)
 
     def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
         """A completion to train on: a right, well formatted one, or a corrupted one."""

@@ -1,10 +1,12 @@
 """What the tests of the core share: one thread, and a tiny LLaDA and Dream whose every weight is random."""
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 from d1ray import rng
 from d1ray.models import Dream, DreamConfig, LLaDA, LLaDAConfig, character_tokenizer, initialise
@@ -117,3 +119,17 @@ def llada_8b():
     if not folder.is_dir():
         pytest.skip(f"LLaDA-8B's config and index are not in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def start_ranks():
+    """``start_ranks(main, world, *arguments)``: runs ``main(rank, world, port, *arguments)`` in so many new
+    processes, which can meet at a free port; raises if one of them fails."""
+
+    def start(main, world: int, *arguments) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.start_processes(main, (world, port, *arguments), nprocs=world, start_method="spawn")
+
+    return start

@@ -1,7 +1,6 @@
 """Several ranks learn as one does: the same loss, gradient and update, whole or sharded, even or uneven."""
 
 import os
-import socket
 from datetime import timedelta
 from itertools import product
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from d1ray.config import OptimizerConfig, RLConfig
 from d1ray.diffusion import Group
@@ -123,13 +121,10 @@ def folder(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def results(folder, tmp_path_factory):
+def results(folder, tmp_path_factory, start_ranks):
     out = tmp_path_factory.mktemp("out")
     for world in (2, 6):  # uneven, and more ranks than groups
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        mp.start_processes(rank_main, (world, port, folder, out), nprocs=world, start_method="spawn")
+        start_ranks(rank_main, world, folder, out)
     return {file.stem: torch.load(file) for file in out.glob("*.pt")}
 
 

@@ -1,12 +1,10 @@
 """FSDP2 over two processes on the CPU: the same training as one process, up to rounding."""
 
 import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from d1ray import checkpoint
 from d1ray.config import SFTConfig
@@ -68,10 +66,10 @@ def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS)):
     }
 
 
-def rank_main(rank, port, folder, tokenizer, out):
+def rank_main(rank, world, port, folder, tokenizer, out):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     try:
         for name, sft in SETTINGS.items():
             found = trained(folder, tokenizer, sft, sharded=True)
@@ -100,12 +98,9 @@ def folder(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder, tokenizer, tmp_path_factory):
+def two_ranks(folder, tokenizer, tmp_path_factory, start_ranks):
     out = tmp_path_factory.mktemp("out")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(rank_main, (port, folder, tokenizer, out), nprocs=2, start_method="spawn")
+    start_ranks(rank_main, 2, folder, tokenizer, out)
     return {file.stem: torch.load(file) for file in out.glob("*.pt")}
 
 
