@@ -60,7 +60,7 @@ class RunFolder:
         """Creates the run folder ``path`` (parents too), or reopens it to continue its run.
 
         A reopened run must have the same configuration, except where it may change without becoming
-        another run: ``rl.steps``, ``run_dir``, ``about`` and ``cluster.*``.
+        another run: ``rl.steps``, ``run_dir``, ``checkpoint_path``, ``about`` and ``cluster.*``.
 
         Raises:
             UserError: the folder holds another run or other files, or cannot be written.
@@ -217,7 +217,7 @@ def _check_same_run(config_path: Path, resolved: Mapping[str, Any]) -> None:
 
 def _first_difference(stored: Any, resolved: Any, key: str) -> tuple[str, str, str] | None:
     """The first dotted key that differs, with both values as text; None if the run is the same."""
-    if key in ("rl.steps", "run_dir", "about", "cluster") or stored == resolved:
+    if key in ("rl.steps", "run_dir", "checkpoint_path", "about", "cluster") or stored == resolved:
         return None
     if isinstance(stored, list) and isinstance(resolved, list):
         stored, resolved = dict(enumerate(stored)), dict(enumerate(resolved))

@@ -20,15 +20,18 @@ from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools
 from d1ray import checkpoint
+from d1ray.checkpoint import Place
 from d1ray.config import Config, RLConfig
 from d1ray.diffusion import SamplerConfig
 from d1ray.evaluate import Tokenizer, evaluate, prompt_of
 from d1ray.interrupt import Interrupted
-from d1ray.models import load_tokenizer
+from d1ray.models import load_tokenizer, save_model
+from d1ray.models.lora import unadapted
 from d1ray.progress import Progress, Stage
 from d1ray.rl.mismatch import exact_sampling
 from d1ray.rl.rollout import Prompt, Request
 from d1ray.run_folder import RunFolder
+from d1ray.sft_model import start_model
 from d1ray.tasks.source import Data
 
 
@@ -37,11 +40,12 @@ class State:
     """What the driver has to remember, saved with every checkpoint.
 
     ``step`` outer steps are complete, ``cursor`` prompts are consumed. ``best_step`` is the step
-    with the most validation examples solved (the earliest of equals). ``exact_decoding`` is set once a
-    step's mean gap between fast and exact decoding is above the limit.
+    with the most validation examples solved (the earliest of equals); its checkpoint is kept.
+    ``exact_decoding`` is set once a step's mean gap between fast and exact decoding is above the limit.
     """
 
     step: int = 0
+    saved_step: int = -1
     cursor: int = 0
     incarnation: int = 0
     best_step: int = -1
@@ -65,7 +69,7 @@ def reinforce(
     """
     rl = config.rl
     assert rl is not None
-    root = run.checkpoints / "rl"
+    root = config.checkpoint_root("rl")
     tokenizer = load_tokenizer(start)
     incarnation = rebuilt_at = restarts = 0
     with ExitStack() as actors:
@@ -97,15 +101,33 @@ def reinforce(
                             stage,
                             interrupt,
                         )
+                        learner.finish_checkpoint()
                     except Interrupted:
-                        learner.save_checkpoint(root, state.step, {"driver": asdict(state)})
+                        save(learner, root, state)
+                        learner.finish_checkpoint()
                         raise
-                return
+                break
             except LearnerLost as error:
                 restarts += 1
                 if restarts > config.cluster.learner_restarts:
                     raise
                 progress.note(f"{error}; the learner starts again from its newest checkpoint")
+    chosen = checkpoint.folder_of(root, state.best_step) if state.best_step else None
+    write = ray.remote(num_cpus=0)(write_model)
+    ray.get(write.remote(chosen, start, run.models / "rl"), timeout=config.cluster.deadline_s)
+
+
+def save(learner: LearnerGang, root: Place, state: State) -> None:
+    """Begins a checkpoint, unless that of this step is written or under way."""
+    if state.saved_step != state.step:
+        state.saved_step = state.step
+        learner.save_checkpoint(root, state.step, {"driver": asdict(state)}, state.best_step)
+
+
+def write_model(chosen: Place | None, start: Path, target: Path) -> None:
+    """Writes the policy of a checkpoint, or for None the start model, as a Hugging Face folder."""
+    with checkpoint.fetched(chosen) as folder:
+        save_model(unadapted(start_model(start, folder)[0]), target, load_tokenizer(start))
 
 
 def loop(
@@ -128,12 +150,13 @@ def loop(
         Interrupted: a signal came while it waited for rollouts.
     """
 
+    root = config.checkpoint_root("rl")
+
     def validate() -> dict[str, float]:
         verdicts = evaluate(pools, policy, validation, config).verdicts
         solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
         if solved > state.best_solved:
             state.best_step, state.best_solved = state.step, solved
-            learner.save_model(run.models / "rl")
         return {"validation_solved": solved}
 
     slots = (rl.staleness + 1) * rl.prompts_per_step
@@ -174,8 +197,8 @@ def loop(
             metrics |= validate()
         run.log({"stage": "rl", "step": state.step, **metrics})
         stage.update(state.step, metrics)
-        if state.step % rl.checkpoint_every == 0 or state.step == rl.steps:
-            learner.save_checkpoint(run.checkpoints / "rl", state.step, {"driver": asdict(state)})
+        if state.step in (state.best_step, rl.steps) or state.step % rl.checkpoint_every == 0:
+            save(learner, root, state)
 
 
 def kept(taken: list[Call], state: State, run: RunFolder, progress: Progress) -> list[Call]:
