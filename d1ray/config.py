@@ -257,6 +257,13 @@ class ClusterConfig(Strict):
     deadline_s: PositiveFloat = Field(600, description="longest wait for any one call, in seconds")
 
 
+class TrackingConfig(Strict):
+    """Experiment trackers beside TensorBoard, which is always there."""
+
+    wandb: str | None = Field(None, description="a Weights & Biases project (extra `wandb`)")
+    mlflow: str | None = Field(None, description="an MLflow tracking URI (extra `mlflow`)")
+
+
 class Config(Strict):
     """One run. ``load_config`` builds it from a recipe and overrides."""
 
@@ -274,6 +281,7 @@ class Config(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     scoring: ScoringConfig = ScoringConfig()
     cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _every_worker_has_rows(self) -> Self:

@@ -17,7 +17,7 @@ killed start leaves no half-written run behind.
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from d1ray.config import Config
 from d1ray.errors import DataError, UserError
 
 Row: TypeAlias = Mapping[str, float | int | str]
+CHANGEABLE = ("rl.steps", "run_dir", "checkpoint_path", "about", "cluster", "tracking")
 
 
 class RunFolder:
@@ -54,13 +55,14 @@ class RunFolder:
         self._metrics: TextIO = self.metrics_path.open("a", encoding="utf-8")
         self._writers: dict[str, Any] = {}
         self._purge: dict[str, int] = {}
+        self.listeners: list[Callable[[Row], None]] = []  # told of every row that is logged
 
     @classmethod
     def open(cls, path: Path, config: Config) -> Self:
         """Creates the run folder ``path`` (parents too), or reopens it to continue its run.
 
         A reopened run must have the same configuration, except where it may change without becoming
-        another run: ``rl.steps``, ``run_dir``, ``checkpoint_path``, ``about`` and ``cluster.*``.
+        another run: those of ``CHANGEABLE``.
 
         Raises:
             UserError: the folder holds another run or other files, or cannot be written.
@@ -100,6 +102,8 @@ class RunFolder:
         for key, value in row.items():
             if key not in ("stage", "step") and isinstance(value, Real):
                 writer.add_scalar(f"{stage}/{key}", float(value), step)
+        for tell in self.listeners:
+            tell(row)
 
     def note_dropped(self, row: Mapping[str, Any]) -> None:
         """Appends a group that was given up to ``dropped.jsonl``."""
@@ -217,7 +221,7 @@ def _check_same_run(config_path: Path, resolved: Mapping[str, Any]) -> None:
 
 def _first_difference(stored: Any, resolved: Any, key: str) -> tuple[str, str, str] | None:
     """The first dotted key that differs, with both values as text; None if the run is the same."""
-    if key in ("rl.steps", "run_dir", "checkpoint_path", "about", "cluster") or stored == resolved:
+    if key in CHANGEABLE or stored == resolved:
         return None
     if isinstance(stored, list) and isinstance(resolved, list):
         stored, resolved = dict(enumerate(stored)), dict(enumerate(resolved))

@@ -7,8 +7,9 @@ the step then updates; with more, slots for later steps fill while the learner l
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import ray
 
 from actors.buffer import Call, RolloutBuffer
 from actors.failures import LearnerLost, RolloutError, is_lost
+from actors.gauges import Gauges
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools
@@ -61,8 +63,11 @@ def reinforce(
     run: RunFolder,
     progress: Progress,
     interrupt: Callable[[], bool],
+    gauges: Gauges | None = None,
 ) -> None:
     """Trains from the model folder ``start``; leaves the policy that validates best in ``models/rl``.
+
+    ``gauges`` show live how full the buffer is.
 
     Raises:
         Interrupted: a signal came; a checkpoint was written and the same call continues from it.
@@ -71,7 +76,7 @@ def reinforce(
     assert rl is not None
     root = config.checkpoint_root("rl")
     tokenizer = load_tokenizer(start)
-    incarnation = rebuilt_at = restarts = 0
+    incarnation = rebuilt_at = restarts = rebuilds = 0
     with ExitStack() as actors:
         pools = actors.enter_context(closing(Pools(config, start)))
         while True:
@@ -81,8 +86,12 @@ def reinforce(
             run.truncate_metrics("rl", state.step or -1)
             restarts = 0 if state.step > rebuilt_at else restarts
             rebuilt_at = state.step
+            slots = (rl.staleness + 1) * rl.prompts_per_step
+            buffer = RolloutBuffer(pools.generators, pools.scorers, slots, config.cluster.deadline_s)
+            standing = partial(live_metrics, buffer, rebuilds)
             try:
                 with (
+                    gauges.watching(standing) if gauges else nullcontext(),
                     closing(LearnerGang(config, start, resume, incarnation)) as learner,
                     progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
                 ):
@@ -96,6 +105,7 @@ def reinforce(
                             state,
                             learner,
                             pools,
+                            buffer,
                             run,
                             progress,
                             stage,
@@ -108,13 +118,18 @@ def reinforce(
                         raise
                 break
             except LearnerLost as error:
-                restarts += 1
+                restarts, rebuilds = restarts + 1, rebuilds + 1
                 if restarts > config.cluster.learner_restarts:
                     raise
                 progress.note(f"{error}; the learner starts again from its newest checkpoint")
     chosen = checkpoint.folder_of(root, state.best_step) if state.best_step else None
     write = ray.remote(num_cpus=0)(write_model)
     ray.get(write.remote(chosen, start, run.models / "rl"), timeout=config.cluster.deadline_s)
+
+
+def live_metrics(buffer: RolloutBuffer, rebuilds: int) -> dict[str, float]:
+    """What changes between steps."""
+    return {**buffer.standing(), "learner_restarts": rebuilds}
 
 
 def save(learner: LearnerGang, root: Place, state: State) -> None:
@@ -139,6 +154,7 @@ def loop(
     state: State,
     learner: LearnerGang,
     pools: Pools,
+    buffer: RolloutBuffer,
     run: RunFolder,
     progress: Progress,
     stage: Stage,
@@ -150,8 +166,6 @@ def loop(
         Interrupted: a signal came while it waited for rollouts.
     """
 
-    root = config.checkpoint_root("rl")
-
     def validate() -> dict[str, float]:
         verdicts = evaluate(pools, policy, validation, config).verdicts
         solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
@@ -159,8 +173,7 @@ def loop(
             state.best_step, state.best_solved = state.step, solved
         return {"validation_solved": solved}
 
-    slots = (rl.staleness + 1) * rl.prompts_per_step
-    buffer = RolloutBuffer(pools.generators, pools.scorers, slots, config.cluster.deadline_s)
+    root = config.checkpoint_root("rl")
     next_prompt, end = state.cursor, rl.steps * rl.prompts_per_step
     policy = learner.publish()
     if state.step == 0:
