@@ -20,8 +20,8 @@ class Pool:
     store, and small metadata.
 
     Args:
-        create: makes the actor of a place, with ``max_restarts=-1`` and ``max_task_retries=0``: a lost call is
-            for the caller to give to somebody else.
+        create: makes the actor of a place, with ``max_restarts=-1`` and ``max_task_retries=0``: a lost call
+            is for the caller to give to somebody else.
         size: how many.
     """
 

@@ -38,9 +38,7 @@ class Pools:
             ),
             max(c.generators, c.max_generators or 0),
         )
-        self.scorers = Pool(
-            lambda place: scorer.remote(config.task, config.scoring, place), c.scorers
-        )
+        self.scorers = Pool(lambda place: scorer.remote(config.task, config.scoring, place), c.scorers)
 
     def close(self) -> None:
         self.generators.close()

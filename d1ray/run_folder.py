@@ -7,7 +7,7 @@ run_dir/
   tensorboard/STAGE/    the same numbers as events, tagged STAGE/KEY
   rollouts/  checkpoints/  models/
   dropped.jsonl         groups that were given up, if any, and why
-  summary.json  curves.png
+  summary.json  curves.png  report.html
 ```
 
 A folder is a run once it has a ``config.yaml``, which appears by rename after the folders: a refused or
@@ -89,7 +89,8 @@ class RunFolder:
         """Appends ``row`` to ``metrics.jsonl``, flushed, and its numbers to TensorBoard.
 
         ``row`` has ``stage`` (a name such as ``"rl"``) and ``step`` (an int). NaN and infinities are
-        stored as null. ``started_*`` are Unix seconds, which TensorBoard has no use for. Raises ``ValueError`` if either key is missing.
+        stored as null. TensorBoard gets no ``started_*``: they are Unix seconds. Raises ``ValueError`` if
+        either key is missing.
         """
         if "stage" not in row or "step" not in row:
             raise ValueError(f"a metrics row needs 'stage' and 'step', got the keys {sorted(row)}")
