@@ -146,7 +146,7 @@ class Learner:
             FloatingPointError: ``rl.max_nonfinite`` updates in a row had no finite loss and gradient.
         """
         table = pa.concat_tables(ray.get(list(tables), timeout=self.deadline_s))
-        started = time.perf_counter()
+        started_at, started = time.time(), time.perf_counter()
         algorithm = self.config.algorithm
         advantages = algorithm.advantages(table["reward"].to_numpy().reshape(-1, self.config.group_size))
         if self.first:
@@ -161,6 +161,7 @@ class Learner:
         metrics |= {
             "reference_version": self.reference_version,
             "reward": float(np.mean(table["reward"].to_numpy())),
+            "started_learn": started_at,
             "seconds_learn": time.perf_counter() - started,
         }
         return metrics, self._standing()

@@ -7,7 +7,7 @@ run_dir/
   tensorboard/STAGE/    the same numbers as events, tagged STAGE/KEY
   rollouts/  checkpoints/  models/
   dropped.jsonl         groups that were given up, if any, and why
-  summary.json  curves.png
+  summary.json  curves.png  report.html
 ```
 
 A folder is a run once it has a ``config.yaml``, which appears by rename after the folders: a refused or
@@ -91,7 +91,8 @@ class RunFolder:
         """Appends ``row`` to ``metrics.jsonl``, flushed, and its numbers to TensorBoard.
 
         ``row`` has ``stage`` (a name such as ``"rl"``) and ``step`` (an int). NaN and infinities are
-        stored as null. Raises ``ValueError`` if either key is missing.
+        stored as null. TensorBoard gets no ``started_*``: they are Unix seconds. Raises ``ValueError`` if
+        either key is missing.
         """
         if "stage" not in row or "step" not in row:
             raise ValueError(f"a metrics row needs 'stage' and 'step', got the keys {sorted(row)}")
@@ -100,7 +101,8 @@ class RunFolder:
         self._metrics.flush()
         writer = self._writer(stage)
         for key, value in row.items():
-            if key not in ("stage", "step") and isinstance(value, Real):
+            measured = key not in ("stage", "step") and not key.startswith("started_")
+            if measured and isinstance(value, Real):
                 writer.add_scalar(f"{stage}/{key}", float(value), step)
         for tell in self.listeners:
             tell(row)
@@ -112,19 +114,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every logged row in order. Raises ``DataError`` naming the line that is not a JSON object."""
-        rows: list[dict[str, Any]] = []
-        with self.metrics_path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{self.metrics_path}, line {number}: {error}; remove the line"
-                    ) from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{self.metrics_path}, line {number}: not a JSON object; remove the line")
-                rows.append(row)
-        return rows
+        return read_rows(self.metrics_path)
 
     def truncate_metrics(self, stage: str, after_step: int) -> None:
         """Forgets what ``stage`` logged after ``after_step``: the steps a resumed run takes again.
@@ -166,6 +156,27 @@ class RunFolder:
                 str(self.tensorboard / stage), purge_step=self._purge.pop(stage, None), flush_secs=10
             )
         return self._writers[stage]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one a line; a last line that is not ended yet is left out.
+
+    Raises:
+        DataError: names the line that is not a JSON object.
+    """
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: {error}; remove the line") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: not a JSON object; remove the line")
+            rows.append(row)
+    return rows
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -24,6 +24,7 @@ from d1ray.memory import PeakMemory
 from d1ray.models import character_tokenizer, check_lora, check_weights, load_tokenizer, read_config
 from d1ray.progress import Progress, duration
 from d1ray.recipe_model import empty_model_of, make_model
+from d1ray.report.report import report
 from d1ray.rl.rollout import Prompt
 from d1ray.run_folder import RunFolder
 from d1ray.sft import train_phases
@@ -100,6 +101,7 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         console.print(summary.table(results))
         console.print(summary.samples(sample_completions(tests, evaluations)))
         print_costs(console, memory, clock.seconds, shares)
+        report([run.path])
         print_places(console, run, list(stages.values())[-1])
 
 
@@ -217,6 +219,7 @@ def print_places(console: Console, run: RunFolder, model: Path) -> None:
         "Model": model,
         "Checkpoints": run.checkpoints,
         "Curves": run.curves_path,
+        "Report": run.path / "report.html",
     }
     for name, path in places.items():
         console.print(f"{name + ':':<12} {path}", soft_wrap=True)

@@ -167,11 +167,17 @@ def loop(
     """
 
     def validate() -> dict[str, float]:
+        started_at, started = time.time(), time.perf_counter()
         verdicts = evaluate(pools, policy, validation, config).verdicts
         solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
         if solved > state.best_solved:
             state.best_step, state.best_solved = state.step, solved
-        return {"validation_solved": solved}
+        return {
+            "validation_solved": solved,
+            "validation_examples": len(verdicts),
+            "started_validate": started_at,
+            "seconds_validate": time.perf_counter() - started,
+        }
 
     root = config.checkpoint_root("rl")
     next_prompt, end = state.cursor, rl.steps * rl.prompts_per_step
@@ -179,7 +185,7 @@ def loop(
     if state.step == 0:
         run.log({"stage": "rl", "step": 0, **validate()})
     while state.step < rl.steps:
-        started = time.perf_counter()
+        started_at, started = time.time(), time.perf_counter()
         while buffer.has_slot() and next_prompt < end:
             sampling = exact_sampling(rl.sampling) if state.exact_decoding else rl.sampling
             buffer.start(request(config, rl, sampling, tokenizer, data, next_prompt), policy)
@@ -200,11 +206,12 @@ def loop(
         if metrics["empty_batches"]:
             progress.note(f"step {state.step}: no update, because in each group all rewards are equal")
         state.cursor += len(taken)
-        publishing = time.perf_counter()
+        publishing_at, publishing = time.time(), time.perf_counter()
         policy = learner.publish()
         buffer.release(taken)
         finished = time.perf_counter()
-        metrics |= {"seconds_publish": finished - publishing, "seconds_step": finished - started}
+        metrics |= {"started_publish": publishing_at, "seconds_publish": finished - publishing}
+        metrics |= {"started_step": started_at, "seconds_step": finished - started}
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds_step"]
         if state.step % rl.validate_every == 0 or state.step == rl.steps:
             metrics |= validate()

@@ -1,4 +1,4 @@
-"""The Grafana board as a list of panels: python deploy/monitoring/board.py > deploy/monitoring/grafana.json"""
+"""The Grafana board as a list of panels; `python board.py > grafana.json` writes it."""
 
 import json
 import re
