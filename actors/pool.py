@@ -20,13 +20,13 @@ class Pool:
     store, and small metadata.
 
     Args:
-        create: makes one actor, with ``max_restarts=-1`` and ``max_task_retries=0``: a lost call is for the
-            caller to give to somebody else.
+        create: makes an actor by its number, with ``max_restarts=-1`` and ``max_task_retries=0``: a lost call
+            is for the caller to give to somebody else.
         size: how many.
     """
 
-    def __init__(self, create: Callable[[], ActorHandle], size: int):
-        self.actors = [create() for _ in range(size)]
+    def __init__(self, create: Callable[[int], ActorHandle], size: int):
+        self.actors = [create(index) for index in range(size)]
         self.up = [False] * size
         self.progress = [time.monotonic()] * size  # when an actor last began or ended something
         self._starting: list[ray.ObjectRef | None] = [a.__ray_ready__.remote() for a in self.actors]
@@ -85,6 +85,21 @@ class Pool:
         )
         self._calls[index].append(refs[1])
         return refs
+
+    def everyone(self, method: str, timeout_s: float) -> None:
+        """Calls ``method`` on all actors that are up, and waits for them. Who does not answer is killed."""
+        self.refresh()
+        refs = {self.call(index, method)[1]: index for index, up in enumerate(self.up) if up}
+        if not refs:
+            return
+        ended, late = ray.wait(list(refs), num_returns=len(refs), timeout=timeout_s, fetch_local=False)
+        for ref in ended:
+            try:
+                ray.get(ref)
+            except ACTOR_LOST:
+                self.lost(refs[ref])
+        for ref in late:
+            self.restart(refs[ref])
 
     def lost(self, index: int) -> None:
         """A call at ``index`` failed because the actor died: no work for it until it is up again."""

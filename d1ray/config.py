@@ -251,9 +251,33 @@ class ClusterConfig(Strict):
     sft_threads: PositiveInt = 1
     sft_worker_cpus: PositiveFloat = 1
     sft_worker_gpus: NonNegativeFloat = 0
+    colocated: bool = Field(
+        False,
+        description="generator i and learner rank i share a GPU, their _gpus being fractions, and take turns",
+    )
     dashboard: bool = Field(False, description="start the Ray dashboard with a local cluster")
     placement_s: NonNegativeFloat = Field(30, description="wait for a cluster to have what is asked for")
     deadline_s: PositiveFloat = Field(600, description="longest wait for any one call, in seconds")
+
+    @model_validator(mode="after")
+    def _turns_can_be_taken(self) -> Self:
+        if not self.colocated:
+            return self
+        if self.max_generators is not None:
+            raise ValueError(
+                "colocated generators are as many as there are places; give generators, not max_generators"
+            )
+        if self.learners > self.generators:
+            raise ValueError(
+                f"colocated learner ranks each need a generator's place; learners={self.learners} is more "
+                f"than generators={self.generators}"
+            )
+        if self.generator_gpus + self.learner_gpus > 1:
+            raise ValueError(
+                f"colocated actors share a GPU; generator_gpus={self.generator_gpus:g} and learner_gpus="
+                f"{self.learner_gpus:g} are more than 1, give fractions such as 0.5 and 0.5"
+            )
+        return self
 
 
 class Config(Strict):
@@ -283,6 +307,15 @@ class Config(Strict):
                     f"cluster.sft_workers={self.cluster.sft_workers} is more than a batch_size of "
                     f"{phase.batch_size}: every worker needs a row"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _colocated_actors_take_turns(self) -> Self:
+        if self.cluster.colocated and self.rl is not None and self.rl.staleness:
+            raise ValueError(
+                f"cluster.colocated=true: generators and learner take turns, so nothing overlaps; set "
+                f"rl.staleness=0 (it is {self.rl.staleness})"
+            )
         return self
 
     def check_length(self, limit: int, source: str) -> None:
