@@ -73,12 +73,14 @@ class Learner:
     ):
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.colocated = colocated
-        self.home = torch.device("cpu") if colocated else self.device  # of weights while it does not learn
+        self.moves = colocated and not config.offload
+        kept = "cpu" if colocated or config.offload else self.device
+        self.home = torch.device(kept)  # of weights and optimiser state while it does not learn
         self.start, self.resume = start, resume
         self.config, self.seed, self.deadline_s, self.incarnation = config, seed, deadline_s, incarnation
         self.rank, self.world, self.bf16 = rank, world, precision == "bf16"
         self.first = rank == 0
+        self.grouped = world > 1 or config.offload  # FSDP keeps even a single rank's weights on the CPU
         self.store: Any = None  # where the ranks meet; the first one keeps it
         self.version = 0
 
@@ -86,13 +88,13 @@ class Learner:
         """Where the other ranks find this one."""
         host = ray.util.get_node_ip_address()
         wait = timedelta(seconds=self.deadline_s)
-        if self.world > 1:
+        if self.grouped:
             self.store = TCPStore(host, 0, self.world, True, timeout=wait, wait_for_workers=False)
         return host, self.store.port if self.store else 0
 
     def build(self, meeting: tuple[str, int]) -> Standing:
         """Joins the other ranks; loads the model, and what the checkpoint holds."""
-        if self.world > 1:
+        if self.grouped:
             wait = timedelta(seconds=self.deadline_s)
             store = self.store or TCPStore(*meeting, self.world, False, timeout=wait)
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
@@ -104,8 +106,9 @@ class Learner:
         if self.config.lora:
             add_lora(self.model, self.config.lora, self.seed)
         self.scorer = ViewLogps(self.model, self.bf16)
-        if self.world > 1 and self.config.sharding == "fsdp":
-            shard(self.scorer, self.model, self.device)
+        if self.grouped and self.config.sharding == "fsdp":
+            shard(self.scorer, self.model, self.device, self.bf16, self.config.offload)
+        self.live = live_tensors(self.model)
         self.optimizer = adamw(self.model, self.config.optimizer)
         self._move(self.home)
         self.reference = _copy(self.live) if self.config.algorithm.needs_reference else {}
@@ -173,10 +176,10 @@ class Learner:
 
     def _move(self, device: torch.device) -> None:
         """Weights and optimiser state; the reference is not needed to learn, so it stays at home."""
-        if self.colocated:
+        if self.moves:
             self.live = {}  # or the memory they leave would still be held
             move(self.scorer, self.optimizer, device)
-        self.live = live_tensors(self.model)
+            self.live = live_tensors(self.model)
 
     def _count_failures(self, failed: int, applied: int) -> None:
         self.failed_in_a_row = 0 if applied else self.failed_in_a_row + failed

@@ -99,6 +99,14 @@ class ArchitectureConfig(Strict):
         return self
 
 
+def check_offload(part: str, offload: bool, sharding: str) -> None:
+    """Raises ValueError if ``offload`` is asked of weights that are not sharded: FSDP does it."""
+    if offload and sharding != "fsdp":
+        raise ValueError(
+            f"{part}.offload=true keeps sharded weights on the CPU; set {part}.sharding=fsdp too"
+        )
+
+
 def load_optional_task(value: Any) -> Task | None:
     """``load_task`` where a task may be left out."""
     return None if value is None else load_task(value)
@@ -157,6 +165,7 @@ class SFTConfig(MaskedTrainingConfig):
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp spreads weights and optimiser over the workers; none gives each a copy"
     )
+    offload: bool = Field(False, description="as rl.offload")
     validate_every: PositiveInt | None = Field(
         None, description="steps between validation losses, the least of which chooses the model"
     )
@@ -164,6 +173,11 @@ class SFTConfig(MaskedTrainingConfig):
     patience: PositiveInt | None = Field(
         None, description="validations without a new least loss after which training stops"
     )
+
+    @model_validator(mode="after")
+    def _what_is_offloaded_is_sharded(self) -> Self:
+        check_offload("sft", self.offload, self.sharding)
+        return self
 
     @model_validator(mode="after")
     def _patience_is_of_validations(self) -> Self:
@@ -192,12 +206,22 @@ class RLConfig(Strict):
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp spreads weights and optimiser over the learner's ranks; none: a copy each"
     )
+    offload: bool = Field(
+        False,
+        description="sharded weights, gradients and optimiser state live in CPU memory and visit the GPU "
+        "block by block",
+    )
     max_nonfinite: PositiveInt = Field(
         100, description="updates in a row without finite loss and gradient, after which the run ends"
     )
     validate_every: PositiveInt = Field(20, description="outer steps between validations")
     checkpoint_every: PositiveInt = 20
     keep_checkpoints: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _what_is_offloaded_is_sharded(self) -> Self:
+        check_offload("rl", self.offload, self.sharding)
+        return self
 
 
 class EvaluationSamplerConfig(SamplerConfig):

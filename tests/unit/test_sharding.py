@@ -16,6 +16,7 @@ from d1ray.models.lora import adapter_tensors, add_lora, unadapted
 from d1ray.models.sharding import is_sharded, shard, unsharded
 from d1ray.recipe import load_config
 from d1ray.rl.optimizer import adamw
+from d1ray.sft_model import frozen_dtype
 
 STEPS = 3
 SETTINGS = {
@@ -23,7 +24,9 @@ SETTINGS = {
     "layout": {"eos_padding": 4, "packing": True, "micro_batch_tokens": 60},
     "adapter": {"lora": {"r": 4, "alpha": 8}},
     "bf16 adapter": {"lora": {"r": 4, "alpha": 8}, "precision": "bf16", "gradient_checkpointing": True},
+    "bf16": {"precision": "bf16", "eos_padding": 4, "micro_batch_tokens": 60},
 }
+OFFLOADED = ["layout", "bf16 adapter"]
 
 
 def phase_of(sft):
@@ -34,11 +37,12 @@ def phase_of(sft):
     )
 
 
-def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS)):
-    """Losses, the whole model after the steps, and the optimiser's whole state."""
+def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS), offload=False):
+    """Losses, the whole model after the steps, the optimiser's whole state, and the type of a block's weights
+    while it computes."""
     config, phase = phase_of(sft)
     bf16 = phase.config.precision == "bf16"
-    model = load_model(folder, torch.bfloat16 if bf16 else torch.float32)
+    model = load_model(folder, frozen_dtype(phase.config))
     if phase.config.lora:
         add_lora(model, phase.config.lora)
     if resume:
@@ -46,8 +50,11 @@ def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS)):
     model.gradient_checkpointing = phase.config.gradient_checkpointing
     loss = MaskedDiffusionLoss(model)
     if sharded:
-        shard(loss, model, torch.device("cpu"))
+        shard(loss, model, torch.device("cpu"), bf16, offload)
         assert is_sharded(model)
+    computed = set()
+    norm = next(iter(model.blocks())).attn_norm
+    norm.register_forward_pre_hook(lambda module, inputs: computed.add(module.weight.dtype))
     optimizer = adamw(model, phase.config.optimizer)
     if resume:
         checkpoint.restore_optimizer(optimizer, resume["optimizer"])
@@ -63,6 +70,7 @@ def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS)):
         "model": whole.state_dict() if keeps else None,
         "merged": unadapted(whole).state_dict() if keeps else None,
         "optimizer": state,
+        "computed": computed,
     }
 
 
@@ -75,6 +83,10 @@ def rank_main(rank, world, port, folder, tokenizer, out):
             found = trained(folder, tokenizer, sft, sharded=True)
             if rank == 0:
                 torch.save(found, out / f"{name}.pt")
+            if name in OFFLOADED:
+                found = trained(folder, tokenizer, sft, sharded=True, offload=True)
+                if rank == 0:
+                    torch.save(found, out / f"{name}, offloaded.pt")
         first = trained(folder, tokenizer, SETTINGS["adapter"], sharded=True, steps=range(2))
         shared = [first if rank == 0 else None]
         dist.broadcast_object_list(shared)
@@ -117,6 +129,21 @@ def test_two_sharded_ranks_train_as_one_process(two_ranks, folder, tokenizer, na
     assert found["merged"].keys() == expected["merged"].keys()
     for key, tensor in expected["optimizer"].items():
         assert found["optimizer"][key].shape == tensor.shape
+
+
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_offloaded_ranks_train_the_same(two_ranks, name):
+    kept, offloaded = two_ranks[name], two_ranks[f"{name}, offloaded"]
+    assert (offloaded["losses"], offloaded["norms"]) == (kept["losses"], kept["norms"])
+    for part in ("model", "merged", "optimizer"):
+        assert all(torch.equal(offloaded[part][key], tensor) for key, tensor in kept[part].items())
+
+
+def test_blocks_are_gathered_in_the_type_of_the_computation(two_ranks):
+    found = {name: results["computed"] for name, results in two_ranks.items()}
+    assert found["whole weights"] == found["layout, offloaded"] == {torch.float32}
+    assert found["bf16"] == found["bf16 adapter, offloaded"] == {torch.bfloat16}
+    assert {tensor.dtype for tensor in two_ranks["bf16"]["model"].values()} == {torch.float32}
 
 
 def test_a_sharded_run_goes_on_from_a_gathered_checkpoint(two_ranks):
