@@ -29,19 +29,26 @@ Key: TypeAlias = tuple[int, int, Path | None, LoRAConfig | None]
 class Generator:
     """Holds a policy and a reference model; loads whichever weights a call's PolicyRef names.
 
-    First start, weight sync, restart after a crash and joining later are this one code path. ``place`` is its
-    own in the pool.
+    First start, weight sync, restart after a crash and joining later are this one code path. A
+    ``colocated`` one shares its GPU: it starts beside it, uses it from a call to ``generate`` to the next
+    ``rest``, and keeps its weights on the CPU meanwhile. ``place`` is its own in the pool.
     """
 
     def __init__(
-        self, folder: Path, threads: int, deadline_s: float, precision: str = "fp32", place: int = -1
+        self,
+        folder: Path,
+        threads: int,
+        deadline_s: float,
+        precision: str = "fp32",
+        colocated: bool = False,
+        place: int = -1,
     ):
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.folder, self.deadline_s, self.place = folder, deadline_s, place
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.tokenizer = load_tokenizer(folder)
-        self.model = load_model(folder, self.dtype, self.device)
+        self.model = load_model(folder, self.dtype, "cpu" if colocated else self.device)
         self.source = folder  # of self.model's own weights, which a LoRA policy adapts
         self.overwritten = False  # whether parcels took the place of those weights
         self.reference: DiffusionLM | None = None
@@ -55,6 +62,7 @@ class Generator:
             and how far fast decoding was from exact decoding, where that was measured.
         """
         started = time.perf_counter()
+        self._move(self.device)
         self._load_policy(policy.incarnation, policy.policy)
         reference: AbstractContextManager[DiffusionLM] | None = None
         if policy.reference is not None and request.likelihoods is not None:
@@ -71,6 +79,17 @@ class Generator:
             seconds_load,
         )
         return table, {"seconds_load": seconds_load, **notes}
+
+    def rest(self) -> tuple[None, None]:
+        """Leaves the GPU."""
+        self._move(torch.device("cpu"))
+        torch.cuda.empty_cache()
+        return None, None
+
+    def _move(self, device: torch.device) -> None:
+        self.model.to(device)
+        if self.reference is not None:
+            self.reference.to(device)
 
     def _load_policy(self, incarnation: int, weights: Weights) -> None:
         if self.loaded.get(POLICY) == _key(incarnation, weights):
@@ -119,7 +138,7 @@ class Generator:
         return adapter_tensors(self.model, name)
 
     def __repr__(self) -> str:
-        return "Generator"
+        return f"Generator(place={self.place})"
 
 
 def _key(incarnation: int, weights: Weights) -> Key:

@@ -29,7 +29,7 @@ from d1ray.models.sharding import shard, spread_like
 from d1ray.models.weights import bucket_names, live_tensors, pack
 from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
-from d1ray.rl.optimizer import adamw
+from d1ray.rl.optimizer import adamw, move
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Learner:
         incarnation: marks what is published.
         rank: which of the ranks this is; the first one writes and publishes.
         world: how many there are. Every method is called on all of them, in the same order.
+        colocated: a generator has the GPU but for the time of ``learn``; else everything stays on the CPU.
     """
 
     def __init__(
@@ -69,13 +70,18 @@ class Learner:
         incarnation: int = 1,
         rank: int = 0,
         world: int = 1,
+        colocated: bool = False,
     ):
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.moves = colocated and not config.offload
+        kept = "cpu" if colocated or config.offload else self.device
+        self.home = torch.device(kept)  # of weights and optimiser state while it does not learn
         self.start, self.resume = start, resume
         self.config, self.seed, self.deadline_s, self.incarnation = config, seed, deadline_s, incarnation
         self.rank, self.world, self.bf16 = rank, world, precision == "bf16"
         self.first = rank == 0
+        self.grouped = world > 1 or config.offload  # FSDP keeps even a single rank's weights on the CPU
         self.store: Any = None  # where the ranks meet; the first one keeps it
         self.version = 0
         self.writer: CheckpointWriter | None = None  # of the checkpoint under way
@@ -84,29 +90,30 @@ class Learner:
         """Where the other ranks find this one."""
         host = ray.util.get_node_ip_address()
         wait = timedelta(seconds=self.deadline_s)
-        if self.world > 1:
+        if self.grouped:
             self.store = TCPStore(host, 0, self.world, True, timeout=wait, wait_for_workers=False)
         return host, self.store.port if self.store else 0
 
     def build(self, meeting: tuple[str, int]) -> Standing:
         """Joins the other ranks; loads the model, and what the checkpoint holds."""
-        if self.world > 1:
+        if self.grouped:
             wait = timedelta(seconds=self.deadline_s)
             store = self.store or TCPStore(*meeting, self.world, False, timeout=wait)
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=wait)
         self.tokenizer = load_tokenizer(self.start)
         frozen = torch.bfloat16 if self.bf16 and self.config.lora else torch.float32
-        self.model = load_model(self.start, frozen, self.device)
+        self.model = load_model(self.start, frozen, self.home)
         self.model.gradient_checkpointing = self.config.gradient_checkpointing
         if self.config.lora:
             add_lora(self.model, self.config.lora, self.seed)
         self.scorer = ViewLogps(self.model, self.bf16)
-        if self.world > 1 and self.config.sharding == "fsdp":
-            shard(self.scorer, self.model, self.device)
+        if self.grouped and self.config.sharding == "fsdp":
+            shard(self.scorer, self.model, self.device, self.bf16, self.config.offload)
         self.live = live_tensors(self.model)
-        self.reference = _copy(self.live) if self.config.algorithm.needs_reference else {}
         self.optimizer = adamw(self.model, self.config.optimizer)
+        self._move(self.home)
+        self.reference = _copy(self.live) if self.config.algorithm.needs_reference else {}
         self.reference_version = self.updates_since_sync = self.failed_in_a_row = 0
         with checkpoint.fetched(self.resume) as folder:
             if folder is not None:
@@ -154,7 +161,11 @@ class Learner:
             pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), rollouts)
         eos = self.model.config.eos_token_id
         batch = batch_of(table, advantages, eos, algorithm.estimator.views_per_update, self.device)
-        metrics = learn(self.model, self.optimizer, batch, step, self.seed, self.config, self.scorer)
+        self._move(self.device)
+        try:
+            metrics = learn(self.model, self.optimizer, batch, step, self.seed, self.config, self.scorer)
+        finally:
+            self._move(self.home)
         self.version += 1
         self._sync_reference(int(metrics["updates"]))
         self._count_failures(int(metrics["nonfinite"]), int(metrics["updates"]))
@@ -165,6 +176,13 @@ class Learner:
             "seconds_learn": time.perf_counter() - started,
         }
         return metrics, self._standing()
+
+    def _move(self, device: torch.device) -> None:
+        """Weights and optimiser state; the reference is not needed to learn, so it stays at home."""
+        if self.moves:
+            self.live = {}  # or the memory they leave would still be held
+            move(self.scorer, self.optimizer, device)
+            self.live = live_tensors(self.model)
 
     def _count_failures(self, failed: int, applied: int) -> None:
         self.failed_in_a_row = 0 if applied else self.failed_in_a_row + failed

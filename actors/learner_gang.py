@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.failures import ACTOR_LOST, LearnerLost
 from actors.learner import Learner, Standing
+from actors.placement import at, learner_rank, placed
 from actors.policy import PolicyRef, Weights
 from d1ray.checkpoint import Place
 from d1ray.config import Config
-from d1ray.errors import ResourceError
 
 POLL_S = 0.02
 DEATH_NOTICE_S = 15  # after a rank's error, to learn whether another's death was its cause
@@ -27,6 +26,7 @@ class LearnerGang:
         start: the model folder RL starts from.
         resume: a complete checkpoint to continue from, or None.
         incarnation: marks the policies published from here.
+        places: those of the generators, if rank i shares the GPU of generator i (``shared_places``).
 
     Every method calls all ranks and waits for them, at most ``cluster.deadline_s``.
 
@@ -35,18 +35,25 @@ class LearnerGang:
         ResourceError: there is no room for all ranks.
     """
 
-    def __init__(self, config: Config, start: Path, resume: Place | None, incarnation: int):
+    def __init__(
+        self,
+        config: Config,
+        start: Path,
+        resume: Place | None,
+        incarnation: int,
+        places: PlacementGroup | None = None,
+    ):
         c = config.cluster
         assert config.rl is not None
         self.needs_reference = config.rl.algorithm.needs_reference
         self.lora, self.incarnation, self.deadline_s = config.rl.lora, incarnation, c.deadline_s
         self.actors: list[Any] = []
-        self.group: PlacementGroup | None = None
+        self.group: PlacementGroup | None = None  # its own
         self.policy: Weights | None = None
         self.reference: Weights | None = None
         try:
-            if c.learners > 1:
-                self.group = self._placed(config)
+            if c.learners > 1 and places is None:  # a part of a gang would only hold what others need
+                places = self.group = placed(learner_rank(c), c.deadline_s)
             rank = ray.remote(Learner)
             for number in range(c.learners):
                 options: dict[str, Any] = {
@@ -54,10 +61,8 @@ class LearnerGang:
                     "num_gpus": c.learner_gpus,
                     "resources": dict(c.learner_resources),
                 }
-                if self.group is not None:
-                    options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, number)
                 self.actors.append(
-                    rank.options(**options).remote(
+                    rank.options(**options, **at(places, number)).remote(
                         start,
                         resume,
                         config.rl,
@@ -68,6 +73,7 @@ class LearnerGang:
                         incarnation,
                         number,
                         c.learners,
+                        c.colocated,
                     )
                 )
             meeting = self._of_first([self.actors[0].meeting_point.remote()], "meeting_point")
@@ -118,23 +124,6 @@ class LearnerGang:
             ray.kill(actor)
         if self.group is not None:
             remove_placement_group(self.group)
-
-    def _placed(self, config: Config) -> PlacementGroup:
-        """A place for every rank at once: a part of a gang would only hold what others need."""
-        c = config.cluster
-        bundle = {"CPU": c.learner_cpus, "GPU": c.learner_gpus, **c.learner_resources}
-        bundle = {name: amount for name, amount in bundle.items() if amount}
-        group = placement_group([bundle] * c.learners, strategy="PACK")
-        try:
-            ray.get(group.ready(), timeout=c.deadline_s)
-        except ray.exceptions.GetTimeoutError:
-            remove_placement_group(group)
-            raise ResourceError(
-                f"no place for {c.learners} learner ranks of {bundle} each within {c.deadline_s:g} s "
-                f"(cluster.learners, cluster.learner_cpus, cluster.learner_gpus); free are "
-                f"{ray.available_resources()}"
-            ) from None
-        return group
 
     def _parcels(self, which: str) -> tuple[ray.ObjectRef, ...]:
         """A call a bucket: each rank has its part of one bucket in hand at a time."""

@@ -1,11 +1,16 @@
-"""Placement: the cluster, and whether it can hold what the recipe asks for."""
+"""Placement: the cluster, whether it can hold what the recipe asks for, and places that are taken at once."""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from d1ray.config import ClusterConfig, Config
 from d1ray.errors import ResourceError
@@ -29,6 +34,64 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Actors of one kind that a stage holds at once.
+
+    Attributes:
+        name: of one of them.
+        setting: says how many.
+        count: how many.
+        bundle: what each one holds, by resource; nothing that is 0.
+    """
+
+    name: str
+    setting: str
+    count: int
+    bundle: Mapping[str, float]
+
+
+def kinds(c: ClusterConfig, stage: Literal["sft", "rl"], learner: bool) -> list[Kind]:
+    """What a stage starts; of "rl" without ``learner`` only the pools, for evaluation."""
+    if stage == "sft":
+        return [_kind("SFT worker", "sft_workers", c.sft_workers, c.sft_worker_cpus, c.sft_worker_gpus)]
+    scorers = _kind("scorer", "scorers", c.scorers, c.scorer_cpus, 0, c.scorer_resources)
+    if c.colocated:
+        return [shared_place(c), scorers]
+    return [generator(c), scorers, *([learner_rank(c)] if learner else [])]
+
+
+def generator(c: ClusterConfig) -> Kind:
+    """Generators with GPUs of their own."""
+    return _kind(
+        "generator", "generators", c.generators, c.generator_cpus, c.generator_gpus, c.generator_resources
+    )
+
+
+def learner_rank(c: ClusterConfig) -> Kind:
+    """Learner ranks with GPUs of their own."""
+    return _kind("learner rank", "learners", c.learners, c.learner_cpus, c.learner_gpus, c.learner_resources)
+
+
+def shared_place(c: ClusterConfig) -> Kind:
+    """Colocated generators, each with what a learner rank holds too."""
+    one, other = generator(c).bundle, learner_rank(c).bundle
+    both = {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
+    return Kind("generator and learner rank", "cluster.generators", c.generators, both)
+
+
+def _kind(
+    name: str,
+    setting: str,
+    count: int,
+    cpus: float,
+    gpus: float,
+    custom: Mapping[str, float] = MappingProxyType({}),
+) -> Kind:
+    amounts = {"CPU": cpus, "GPU": gpus, **custom}
+    return Kind(name, f"cluster.{setting}", count, {name: held for name, held in amounts.items() if held})
 
 
 def check_resources(config: Config, learner: bool) -> None:
@@ -56,37 +119,25 @@ def check_resources(config: Config, learner: bool) -> None:
 def unmet(config: Config, learner: bool) -> list[str]:
     """What the cluster lacks, a line each; [] if it holds every stage."""
     available = ray.cluster_resources()
-    supervised = config.sft is not None or config.model.make is not None
-    missing = [
-        f"stage {stage} needs {amount:g} {resource} ({asked}) but the cluster has "
-        f"{available.get(resource, 0):g}"
-        for stage in (["sft", "rl"] if supervised else ["rl"])
-        for resource, amount, asked in demands(config.cluster, stage, learner)
-        if amount > available.get(resource, 0) + 1e-9
-    ]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for kind, count, bundle in bundles(config.cluster, learner):
-        if count and not any(all(node.get(k, 0) >= v for k, v in bundle.items()) for node in nodes):
-            missing.append(f"no node has {bundle} for one {kind}")
+    supervised = config.sft is not None or config.model.make is not None
+    stages: list[Literal["sft", "rl"]] = ["sft", "rl"] if supervised else ["rl"]
+    missing = []
+    for stage in stages:
+        asked = kinds(config.cluster, stage, learner)
+        for resource in dict.fromkeys(name for kind in asked for name in kind.bundle):
+            parts = [kind for kind in asked if resource in kind.bundle]
+            amount = sum(kind.count * kind.bundle[resource] for kind in parts)
+            if amount > available.get(resource, 0) + 1e-9:
+                sum_of = " + ".join(f"{k.count} {k.setting} x {k.bundle[resource]:g}" for k in parts)
+                missing.append(
+                    f"stage {stage} needs {amount:g} {resource} ({sum_of}) but the cluster has "
+                    f"{available.get(resource, 0):g}"
+                )
+        for kind in asked:
+            if not any(all(node.get(k, 0) >= v for k, v in kind.bundle.items()) for node in nodes):
+                missing.append(f"no node has {dict(kind.bundle)} for one {kind.name}")
     return missing
-
-
-def bundles(c: ClusterConfig, learner: bool) -> list[tuple[str, int, dict[str, float]]]:
-    """The kinds of actors of the RL stage: how many, and what each one holds."""
-    kinds = [
-        (
-            "generator",
-            c.generators,
-            {"CPU": c.generator_cpus, "GPU": c.generator_gpus, **c.generator_resources},
-        ),
-        ("scorer", c.scorers, {"CPU": c.scorer_cpus, **c.scorer_resources}),
-        (
-            "learner",
-            c.learners if learner else 0,
-            {"CPU": c.learner_cpus, "GPU": c.learner_gpus, **c.learner_resources},
-        ),
-    ]
-    return [(kind, count, {k: v for k, v in bundle.items() if v}) for kind, count, bundle in kinds]
 
 
 def _is_own_cluster(cluster: ClusterConfig) -> bool:
@@ -97,49 +148,48 @@ def _ask_autoscaler(cluster: ClusterConfig, learner: bool) -> None:
     """Tells an autoscaler, if there is one, which actors will come."""
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[bundle for _, n, bundle in bundles(cluster, learner) for _ in range(n)])
+    request_resources(
+        bundles=[dict(kind.bundle) for kind in kinds(cluster, "rl", learner) for _ in range(kind.count)]
+    )
 
 
-def demands(cluster: ClusterConfig, stage: str, learner: bool) -> list[tuple[str, float, str]]:
-    """(resource, amount, the settings that ask for it) of a stage, "sft" or "rl"."""
-    c = cluster
-    if stage == "sft":
-        return [
-            ("CPU", c.sft_workers * c.sft_worker_cpus, "cluster.sft_workers x cluster.sft_worker_cpus"),
-            ("GPU", c.sft_workers * c.sft_worker_gpus, "cluster.sft_workers x cluster.sft_worker_gpus"),
-        ]
-    pools = [
-        (
-            "CPU",
-            c.generators * c.generator_cpus + c.scorers * c.scorer_cpus,
-            f"{c.generators} cluster.generators x {c.generator_cpus:g} + "
-            f"{c.scorers} cluster.scorers x {c.scorer_cpus:g}",
-        ),
-        ("GPU", c.generators * c.generator_gpus, f"{c.generators} cluster.generators x {c.generator_gpus:g}"),
-    ]
-    if not learner:
-        return pools + _custom(c, learners=0)
-    each = {"CPU": c.learner_cpus, "GPU": c.learner_gpus}
-    return [
-        (
-            resource,
-            amount + c.learners * each[resource],
-            f"{asked} + {c.learners} learner x {each[resource]:g}",
-        )
-        for resource, amount, asked in pools
-    ] + _custom(c)
+def placed(kind: Kind, deadline_s: float) -> PlacementGroup:
+    """A place for all actors of a kind at once; whoever asks gives it back (``remove_placement_group``).
+
+    Raises:
+        ResourceError: there was none within ``deadline_s``.
+    """
+    group = placement_group([dict(kind.bundle)] * kind.count, strategy="PACK")
+    try:
+        ray.get(group.ready(), timeout=deadline_s)
+    except ray.exceptions.GetTimeoutError:
+        remove_placement_group(group)
+        raise ResourceError(
+            f"no place for {kind.count} x {kind.name} ({kind.setting}) with {dict(kind.bundle)} each within "
+            f"{deadline_s:g} s; free are {ray.available_resources()}"
+        ) from None
+    return group
 
 
-def _custom(c: ClusterConfig, learners: int | None = None) -> list[tuple[str, float, str]]:
-    """Custom resources of all actors of the RL stage."""
-    counts = {
-        "generator": (c.generators, c.generator_resources),
-        "scorer": (c.scorers, c.scorer_resources),
-        "learner": (c.learners if learners is None else learners, c.learner_resources),
-    }
-    totals: dict[str, tuple[float, list[str]]] = {}
-    for kind, (count, resources) in counts.items():
-        for name, amount in resources.items():
-            total, asked = totals.get(name, (0.0, []))
-            totals[name] = total + count * amount, [*asked, f"cluster.{kind}_resources x {count}"]
-    return [(name, total, ", ".join(asked)) for name, (total, asked) in totals.items() if total]
+@contextmanager
+def shared_places(c: ClusterConfig) -> Iterator[PlacementGroup | None]:
+    """With ``cluster.colocated`` a place for each generator, in which learner rank i joins generator i; else
+    None. It outlives the actors in it: those that start again do so in their place, and where its node died
+    Ray finds another.
+
+    Raises:
+        ResourceError: there is no room for all of them.
+    """
+    if not c.colocated:
+        yield None
+        return
+    group = placed(shared_place(c), c.deadline_s)
+    try:
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def at(group: PlacementGroup | None, index: int) -> dict[str, Any]:
+    """The options of an actor whose place is bundle ``index`` of ``group``; none without one."""
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)} if group else {}

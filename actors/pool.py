@@ -86,6 +86,21 @@ class Pool:
         self._calls[index].append(refs[1])
         return refs
 
+    def everyone(self, method: str, timeout_s: float) -> None:
+        """Calls ``method`` on all actors that are up, and waits for them. Who does not answer is killed."""
+        self.refresh()
+        refs = {self.call(index, method)[1]: index for index, up in enumerate(self.up) if up}
+        if not refs:
+            return
+        ended, late = ray.wait(list(refs), num_returns=len(refs), timeout=timeout_s, fetch_local=False)
+        for ref in ended:
+            try:
+                ray.get(ref)
+            except ACTOR_LOST:
+                self.lost(refs[ref])
+        for ref in late:
+            self.restart(refs[ref])
+
     def lost(self, index: int) -> None:
         """A call at ``index`` failed because the actor died: no work for it until it is up again."""
         self.up[index] = False

@@ -1,10 +1,14 @@
 """The two pools of a run: generators that sample and scorers that judge."""
 
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
 
 from actors.generator import Generator
+from actors.placement import at
 from actors.pool import Pool
 from actors.scorer import Scorer
 from d1ray.config import Config
@@ -15,30 +19,34 @@ class Pools:
 
     Args:
         folder: a model folder; generators take architecture and tokenizer from it.
+        places: one for each generator, if it shares its GPU with the learner (``shared_places``).
     """
 
-    def __init__(self, config: Config, folder: Path):
-        c = config.cluster
-        generator = ray.remote(Generator).options(
-            num_cpus=c.generator_cpus,
-            num_gpus=c.generator_gpus,
-            resources=dict(c.generator_resources),
-            max_restarts=-1,
-            max_task_retries=0,
-        )
-        scorer = ray.remote(Scorer).options(
-            num_cpus=c.scorer_cpus,
-            resources=dict(c.scorer_resources),
-            max_restarts=-1,
-            max_task_retries=0,
-        )
-        self.generators = Pool(
-            lambda place: generator.remote(
-                folder, c.generator_threads, c.deadline_s, config.model.precision, place
-            ),
-            max(c.generators, c.max_generators or 0),
-        )
-        self.scorers = Pool(lambda place: scorer.remote(config.task, config.scoring, place), c.scorers)
+    def __init__(self, config: Config, folder: Path, places: PlacementGroup | None = None):
+        c = self.cluster = config.cluster
+        lasting: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
+
+        def generator(place: int) -> ActorHandle:
+            options = {
+                "num_cpus": c.generator_cpus,
+                "num_gpus": c.generator_gpus,
+                "resources": dict(c.generator_resources),
+            }
+            actor = ray.remote(Generator).options(**options, **lasting, **at(places, place))
+            precision = config.model.precision
+            return actor.remote(folder, c.generator_threads, c.deadline_s, precision, c.colocated, place)
+
+        def scorer(place: int) -> ActorHandle:
+            options = {"num_cpus": c.scorer_cpus, "resources": dict(c.scorer_resources)}
+            return ray.remote(Scorer).options(**options, **lasting).remote(config.task, config.scoring, place)
+
+        self.generators = Pool(generator, max(c.generators, c.max_generators or 0))
+        self.scorers = Pool(scorer, c.scorers)
+
+    def rest(self) -> None:
+        """Has generators that share their GPUs with the learner leave them, until their next calls."""
+        if self.cluster.colocated:
+            self.generators.everyone("rest", self.cluster.deadline_s)
 
     def close(self) -> None:
         self.generators.close()

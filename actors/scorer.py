@@ -48,4 +48,4 @@ class Scorer:
         }
 
     def __repr__(self) -> str:
-        return "Scorer"
+        return f"Scorer(place={self.place})"

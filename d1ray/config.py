@@ -100,6 +100,14 @@ class ArchitectureConfig(Strict):
         return self
 
 
+def check_offload(part: str, offload: bool, sharding: str) -> None:
+    """Raises ValueError if ``offload`` is asked of weights that are not sharded: FSDP does it."""
+    if offload and sharding != "fsdp":
+        raise ValueError(
+            f"{part}.offload=true keeps sharded weights on the CPU; set {part}.sharding=fsdp too"
+        )
+
+
 def load_optional_task(value: Any) -> Task | None:
     """``load_task`` where a task may be left out."""
     return None if value is None else load_task(value)
@@ -158,6 +166,7 @@ class SFTConfig(MaskedTrainingConfig):
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp spreads weights and optimiser over the workers; none gives each a copy"
     )
+    offload: bool = Field(False, description="as rl.offload")
     validate_every: PositiveInt | None = Field(
         None, description="steps between validation losses, the least of which chooses the model"
     )
@@ -165,6 +174,11 @@ class SFTConfig(MaskedTrainingConfig):
     patience: PositiveInt | None = Field(
         None, description="validations without a new least loss after which training stops"
     )
+
+    @model_validator(mode="after")
+    def _what_is_offloaded_is_sharded(self) -> Self:
+        check_offload("sft", self.offload, self.sharding)
+        return self
 
     @model_validator(mode="after")
     def _patience_is_of_validations(self) -> Self:
@@ -193,12 +207,22 @@ class RLConfig(Strict):
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp spreads weights and optimiser over the learner's ranks; none: a copy each"
     )
+    offload: bool = Field(
+        False,
+        description="sharded weights, gradients and optimiser state live in CPU memory and visit the GPU "
+        "block by block",
+    )
     max_nonfinite: PositiveInt = Field(
         100, description="updates in a row without finite loss and gradient, after which the run ends"
     )
     validate_every: PositiveInt = Field(20, description="outer steps between validations")
     checkpoint_every: PositiveInt = Field(20, description="outer steps; a new best validation has one, too")
     keep_checkpoints: PositiveInt = Field(2, description="so many last ones, beside the best")
+
+    @model_validator(mode="after")
+    def _what_is_offloaded_is_sharded(self) -> Self:
+        check_offload("rl", self.offload, self.sharding)
+        return self
 
 
 class EvaluationSamplerConfig(SamplerConfig):
@@ -252,9 +276,33 @@ class ClusterConfig(Strict):
     sft_threads: PositiveInt = 1
     sft_worker_cpus: PositiveFloat = 1
     sft_worker_gpus: NonNegativeFloat = 0
+    colocated: bool = Field(
+        False,
+        description="generator i and learner rank i share a GPU, their _gpus being fractions, and take turns",
+    )
     dashboard: bool = Field(False, description="start the Ray dashboard with a local cluster")
     placement_s: NonNegativeFloat = Field(30, description="wait for a cluster to have what is asked for")
     deadline_s: PositiveFloat = Field(600, description="longest wait for any one call, in seconds")
+
+    @model_validator(mode="after")
+    def _turns_can_be_taken(self) -> Self:
+        if not self.colocated:
+            return self
+        if self.max_generators is not None:
+            raise ValueError(
+                "colocated generators are as many as there are places; give generators, not max_generators"
+            )
+        if self.learners > self.generators:
+            raise ValueError(
+                f"colocated learner ranks each need a generator's place; learners={self.learners} is more "
+                f"than generators={self.generators}"
+            )
+        if self.generator_gpus + self.learner_gpus > 1:
+            raise ValueError(
+                f"colocated actors share a GPU; generator_gpus={self.generator_gpus:g} and learner_gpus="
+                f"{self.learner_gpus:g} are more than 1, give fractions such as 0.5 and 0.5"
+            )
+        return self
 
 
 class TrackingConfig(Strict):
@@ -295,6 +343,15 @@ class Config(Strict):
                     f"cluster.sft_workers={self.cluster.sft_workers} is more than a batch_size of "
                     f"{phase.batch_size}: every worker needs a row"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _colocated_actors_take_turns(self) -> Self:
+        if self.cluster.colocated and self.rl is not None and self.rl.staleness:
+            raise ValueError(
+                f"cluster.colocated=true: generators and learner take turns, so nothing overlaps; set "
+                f"rl.staleness=0 (it is {self.rl.staleness})"
+            )
         return self
 
     def checkpoint_root(self, stage: str) -> UPath:

@@ -48,7 +48,7 @@ def examine(config: Config) -> list[Finding]:
             lambda: _storage(config, probes),
             lambda: _ports(nodes, probes),
             lambda: _object_store(nodes, needs),
-            lambda: _memory(needs),
+            lambda: _memory(config, needs),
         ]
         try:
             for check in checks:
@@ -185,14 +185,19 @@ def _object_store(nodes: list[dict[str, Any]], needs: Estimate | None) -> Iterat
         yield Finding("object store", "ok", said)
 
 
-def _memory(needs: Estimate | None) -> Iterator[Finding]:
+def _memory(config: Config, needs: Estimate | None) -> Iterator[Finding]:
     if needs is None:
         return
+    shared = ""
+    if config.cluster.colocated:
+        most = max(needs.generator, needs.learner) / 2**30
+        shared = f" (they take turns on a GPU, which then needs {most:.1f} GiB)"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in needs.shares.items())
     yield Finding(
         "estimate",
         "ok",
         f"{needs.parameters / 1e9:.2f}B parameters, {needs.trained / 1e6:.1f}M trained; memory of a "
-        f"generator {needs.generator / 2**30:.1f} GiB, of a learner rank {needs.learner / 2**30:.1f} GiB, "
-        f"beside what torch takes itself; {needs.published / 2**30:.2f} GiB published a step; time: {shares}",
+        f"generator {needs.generator / 2**30:.1f} GiB, of a learner rank {needs.learner / 2**30:.1f} GiB"
+        f"{shared}, beside what torch takes itself; {needs.published / 2**30:.2f} GiB published a step; "
+        f"time: {shares}",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from actors.failures import RolloutError
-from actors.placement import check_resources, connected
+from actors.placement import check_resources, connected, shared_places
 from actors.policy import policy_of_folder
 from actors.pools import Pools
 from d1ray import summary
@@ -69,7 +69,8 @@ def evaluate_model(
         check_resources(config, learner=False)
         interrupt = stack.enter_context(Interrupt())
         kept = output or Path(stack.enter_context(TemporaryDirectory(prefix="d1ray-evaluation-")))
-        pools = stack.enter_context(closing(Pools(config, folder)))
+        places = stack.enter_context(shared_places(config.cluster))
+        pools = stack.enter_context(closing(Pools(config, folder, places)))
         results, cells = [], []
         for length in lengths or [config.evaluation.sampling.gen_length]:
             at_length = with_length(config, length) if lengths else config

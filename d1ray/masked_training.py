@@ -20,7 +20,7 @@ from d1ray.demonstrations import Demonstrations
 from d1ray.diffusion import Demonstration, noised_inputs
 from d1ray.diffusion.bucketing import Row, layout
 from d1ray.models import DiffusionLM
-from d1ray.models.sharding import ranks
+from d1ray.models.sharding import device_of, ranks
 from d1ray.rl.optimizer import learning_rate, optimizer_step
 
 VALIDATION_SEED = 0  # runs with different seeds are validated under the same noise
@@ -39,7 +39,7 @@ def training_step(
     config = phase.config
     world, rank = ranks()
     micro_batches, batch, tokens = share_of_batch(demonstrations, step, world, rank)
-    total = torch.zeros((), device=next(model.parameters()).device)
+    total = torch.zeros((), device=device_of(model))
     for number, rows in enumerate(micro_batches):
         inputs = noised_inputs(model, rows or [[min(batch)]], batch, config.eps, seed, phase.number, step)
         if not rows:
@@ -89,7 +89,7 @@ def validation_loss(
     world, rank = ranks()
     widths = [len(demonstration) for demonstration in held_out]
     budget = config.micro_batch_tokens or max(widths) * math.ceil(config.batch_size / world)
-    total = torch.zeros((), device=next(model.parameters()).device)
+    total = torch.zeros((), device=device_of(model))
     for rows in layout(widths, world, budget, config.packing)[rank]:
         inputs = noised_inputs(
             model,
@@ -110,8 +110,7 @@ def validation_loss(
 
 def autocast(model: DiffusionLM, config: MaskedTrainingConfig) -> AbstractContextManager[Any]:
     """Matrix products in bf16, if that is the precision; norms, rotary angles and softmax stay in fp32."""
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16")
+    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def accumulating(loss_module: nn.Module, last: bool) -> AbstractContextManager[Any]:

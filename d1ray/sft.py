@@ -64,7 +64,7 @@ def train_phases(
             "bulletin": bulletin,
         },
         torch_config=TorchConfig(
-            backend="nccl" if c.sft_worker_gpus else "gloo", timeout_s=int(c.deadline_s)
+            backend="cpu:gloo,cuda:nccl" if c.sft_worker_gpus else "gloo", timeout_s=int(c.deadline_s)
         ),
         scaling_config=ScalingConfig(
             num_workers=c.sft_workers, use_gpu=c.sft_worker_gpus > 0, resources_per_worker=resources

@@ -18,7 +18,7 @@ from d1ray.diffusion import MaskedDiffusionLoss
 from d1ray.masked_training import training_step, validation_loss
 from d1ray.models import DiffusionLM, load_tokenizer
 from d1ray.models.lora import add_lora, has_lora, unadapted
-from d1ray.models.sharding import is_sharded, shard
+from d1ray.models.sharding import device_of, is_sharded, shard
 from d1ray.rl.optimizer import adamw
 from d1ray.sft_model import frozen_dtype, resumable, save_checkpoint, save_merged, start_model
 
@@ -66,7 +66,7 @@ def train_from(resume: Path | None, settings: dict[str, Any]) -> None:
         model.gradient_checkpointing = phase.config.gradient_checkpointing
         loss_module: nn.Module = MaskedDiffusionLoss(model)
         if own.sharding == "fsdp" and dist.is_initialized():
-            shard(loss_module.to(get_device()), model, get_device())
+            shard(loss_module, model, get_device(), own.precision == "bf16", own.offload)
         else:
             loss_module = prepare_model(loss_module)
         optimizer = adamw(model, phase.config.optimizer)
@@ -108,7 +108,7 @@ def stop_wished(
     bulletin: ActorHandle, row: dict[str, Any], keeps: bool, model: DiffusionLM, deadline_s: float
 ) -> bool:
     """Posts rank 0's row and tells every rank alike whether to stop."""
-    wished = torch.zeros(1, device=next(model.parameters()).device)
+    wished = torch.zeros(1, device=device_of(model))
     if keeps:
         wished += ray.get(bulletin.post.remote(row), timeout=deadline_s)
     if dist.is_initialized():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from actors.gauges import Gauges
-from actors.placement import check_resources, connected
+from actors.placement import check_resources, connected, shared_places
 from actors.policy import policy_of_folder
 from actors.pools import Pools
 from d1ray import summary
@@ -165,7 +165,7 @@ def evaluate_stages(
 ) -> tuple[list[StageResult], dict[str, Evaluation]]:
     """Evaluates each stage's model on the same held-out examples."""
     evaluations = {}
-    with closing(Pools(config, stages["base"])) as pools:
+    with shared_places(config.cluster) as places, closing(Pools(config, stages["base"], places)) as pools:
         for name, folder in stages.items():
             with progress.stage(f"evaluate {name}", total=len(tests)) as stage:
                 evaluations[name] = evaluate(

@@ -19,6 +19,7 @@ from actors.buffer import Call, RolloutBuffer
 from actors.failures import LearnerLost, RolloutError, is_lost
 from actors.gauges import Gauges
 from actors.learner_gang import LearnerGang
+from actors.placement import shared_places
 from actors.policy import PolicyRef
 from actors.pools import Pools
 from d1ray import checkpoint
@@ -78,7 +79,8 @@ def reinforce(
     tokenizer = load_tokenizer(start)
     incarnation = rebuilt_at = restarts = rebuilds = 0
     with ExitStack() as actors:
-        pools = actors.enter_context(closing(Pools(config, start)))
+        places = actors.enter_context(shared_places(config.cluster))
+        pools = actors.enter_context(closing(Pools(config, start, places)))
         while True:
             resume = checkpoint.latest(root)
             state = State(**checkpoint.load_state(resume)["driver"]) if resume else State()
@@ -90,9 +92,10 @@ def reinforce(
             buffer = RolloutBuffer(pools.generators, pools.scorers, slots, config.cluster.deadline_s)
             standing = partial(live_metrics, buffer, rebuilds)
             try:
+                pools.rest()
                 with (
                     gauges.watching(standing) if gauges else nullcontext(),
-                    closing(LearnerGang(config, start, resume, incarnation)) as learner,
+                    closing(LearnerGang(config, start, resume, incarnation, places)) as learner,
                     progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
                 ):
                     try:
@@ -201,7 +204,7 @@ def loop(
                 f"{rl.mismatch.limit:g}; rollouts are decoded exactly from the next ones on"
             )
         rollouts = run.rollouts / f"step-{state.step + 1:05d}.parquet"
-        metrics |= learn(learner, buffer, groups, state.step, rollouts, interrupt)
+        metrics |= learn(learner, pools, buffer, groups, state.step, rollouts, interrupt)
         state.step += 1
         if metrics["empty_batches"]:
             progress.note(f"step {state.step}: no update, because in each group all rewards are equal")
@@ -243,6 +246,7 @@ def kept(taken: list[Call], state: State, run: RunFolder, progress: Progress) ->
 
 def learn(
     learner: LearnerGang,
+    pools: Pools,
     buffer: RolloutBuffer,
     groups: list[Call],
     step: int,
@@ -250,13 +254,16 @@ def learn(
     interrupt: Callable[[], bool],
 ) -> dict[str, float]:
     """One learning step. Groups whose tables were lost with a node are generated again, the same."""
+    pools.rest()
     try:
         return learner.learn([group.table for group in groups], step, rollouts, buffer.tend)
     except ray.exceptions.RayTaskError as error:
         if not is_lost(error):
             raise
     buffer.again(groups)
-    return learner.learn([group.table for group in buffer.take(len(groups), interrupt)], step, rollouts)
+    tables = [group.table for group in buffer.take(len(groups), interrupt)]
+    pools.rest()
+    return learner.learn(tables, step, rollouts)
 
 
 def request(

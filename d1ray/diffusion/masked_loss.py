@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from d1ray.diffusion.head import head_logps
 from d1ray.diffusion.noise import forward_process
 from d1ray.models import DiffusionLM
+from d1ray.models.sharding import device_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def noised_inputs(
     elif min(totals) < width:
         attention = segments
     noised = np.where(masked, model.config.mask_token_id, ids)
-    device = next(model.parameters()).device
+    device = device_of(model)
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(device)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from d1ray.models.lora import LoRAConfig, add_lora
@@ -22,16 +22,41 @@ def ranks() -> tuple[int, int]:
     return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
 
 
-def shard(module: nn.Module, model: DiffusionLM, device: torch.device) -> None:
+def shard(
+    module: nn.Module,
+    model: DiffusionLM,
+    device: torch.device,
+    bf16: bool = False,
+    offload: bool = False,
+) -> None:
     """Spreads the weights of ``module``, which calls ``model``, over all ranks, in place.
 
     A block's weights are whole on a rank only while it computes that block; those of no block as long as
     ``module`` runs.
+
+    Args:
+        device: of the computation; the weights may be on the CPU, and are moved.
+        bf16: matrix products are in bf16, so blocks are gathered in it; their gradients are summed in fp32.
+            What flows between blocks, and the weights of no block, keep their type.
+        offload: a rank's part of weights, gradients and optimiser state stays in CPU memory; weights visit
+            ``device`` block by block.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    gathered = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    place = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
     for block in model.blocks():
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+        fully_shard(
+            block, mesh=mesh, mp_policy=gathered if bf16 else MixedPrecisionPolicy(), offload_policy=place
+        )
+    fully_shard(module, mesh=mesh, offload_policy=place)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes; sharded weights may be kept elsewhere."""
+    parameter = next(model.parameters())
+    if isinstance(parameter, DTensor):
+        return torch.device(parameter.device_mesh.device_type)
+    return parameter.device
 
 
 def is_sharded(model: nn.Module) -> bool:

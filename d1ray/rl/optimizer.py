@@ -34,6 +34,16 @@ def learning_rate(update: int, total: int, config: OptimizerConfig) -> float:
     return config.learning_rate * (1 - (1 - config.final_ratio) * progress)
 
 
+def move(module: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Moves a module's weights and its optimiser's state to ``device``, in place."""
+    module.to(device)
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if name != "step":  # a scalar that AdamW keeps on the CPU
+                state[name] = value.to(device)
+    torch.cuda.empty_cache()
+
+
 def optimizer_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, config: OptimizerConfig
 ) -> tuple[float, bool]:

@@ -23,7 +23,7 @@ from d1ray.config import RLConfig
 from d1ray.diffusion import GroupView, View, join_views
 from d1ray.diffusion.likelihood import ViewLogps, split_rows
 from d1ray.models import DiffusionLM
-from d1ray.models.sharding import is_sharded, ranks
+from d1ray.models.sharding import device_of, is_sharded, ranks
 from d1ray.rl.algorithm import Algorithm, Terms, Totals
 from d1ray.rl.batch import Batch
 from d1ray.rl.likelihoods import view_logps
@@ -197,8 +197,8 @@ def _summed(metrics: Mapping[str, float], world: int) -> dict[str, float]:
 
 
 def _joined(model: DiffusionLM, batch: Batch, views: Sequence[GroupView]) -> View:
-    device = next(model.parameters()).device
-    return join_views(views, [group.completions for group in batch.groups], model.config.pad_token_id, device)
+    completions = [group.completions for group in batch.groups]
+    return join_views(views, completions, model.config.pad_token_id, device_of(model))
 
 
 def _terms(

@@ -163,3 +163,13 @@ def test_a_frozen_learner_rank_is_replaced_after_the_deadline(
         weights = reinforced(config)
     assert len(frozen) == 1 and not psutil.pid_exists(frozen[0])
     assert identical(weights, undisturbed)
+
+
+def test_a_killed_rank_of_a_colocated_run_changes_no_bit(
+    undisturbed: Weights, config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path / "run", *TWO_RANKS, "cluster.generators=2", "cluster.colocated=true")
+    with killing(tmp_path / "run", "ray::Learner.learn", False, 2) as killed:
+        weights = reinforced(config)
+    assert killed
+    assert identical(weights, undisturbed)

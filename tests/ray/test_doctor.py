@@ -28,8 +28,8 @@ def test_missing_resources_are_named_with_the_settings_that_ask_for_them(
     asked = ["cluster.learner_gpus=1", "cluster.generator_resources={spot: 1}", f"run_dir={tmp_path / 'a'}"]
     said = [f.said for f in examine(load_config("sudoku-tiny", asked)) if f.outcome == "failed"]
     assert any("needs 1 GPU" in line and "cluster has 0" in line for line in said)
-    assert any("needs 2 spot (cluster.generator_resources x 2)" in line for line in said)
-    assert any("no node has {'CPU': 0.5, 'GPU': 1.0} for one learner" in line for line in said)
+    assert any("needs 2 spot (2 cluster.generators x 1)" in line for line in said)
+    assert any("no node has {'CPU': 0.5, 'GPU': 1.0} for one learner rank" in line for line in said)
 
 
 def test_a_run_folder_that_cannot_be_written_is_a_failure(ray_cluster: None, tmp_path: Path) -> None:

@@ -202,6 +202,9 @@ WRONG = [
     ("rl.lora.dropout=0.05", "unknown key rl.lora.dropout"),
     ("rl.lora.targets=[]", "rl.lora.targets: "),
     ("data.max_prompt_length=45", "is 65 tokens, more than model.make.max_sequence_length=64"),
+    ("cluster={colocated: true, max_generators: 3}", "give generators, not max_generators"),
+    ("cluster={colocated: true, generators: 1, learners: 2}", "learners=2 is more than generators=1"),
+    ("cluster={colocated: true, generator_gpus: 0.5, learner_gpus: 0.6}", "learner_gpus=0.6 are more than 1"),
     # not overrides
     ("rl.steps", "override 'rl.steps' is not of the form key=value"),
     ("=3", "is not of the form key=value"),
@@ -217,6 +220,12 @@ def test_a_wrong_setting_is_one_line_that_names_it(override, message):
     with pytest.raises(ConfigError) as error:
         load_config("sudoku-tiny", ["seed=0", override])
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_colocated_actors_cannot_overlap():
+    with pytest.raises(ConfigError, match=r"take turns, so nothing overlaps; set rl\.staleness=0") as error:
+        load_config("sudoku-tiny", ["cluster.colocated=true", "rl.staleness=1"])
     assert "\n" not in str(error.value)
 
 

@@ -27,6 +27,7 @@ MASK, SEED, MU, GROUPS = 1, 5, 2, 5
 ALGORITHMS = {"diffu_grpo": {}, "espo": {}, "coupled_grpo": {}}  # one view, views that mix, several views
 TOKENS = (16384, 60, 1)  # everything at once, some groups, a row
 CASES = [*product(ALGORITHMS, TOKENS, [False]), ("diffu_grpo", 60, True)]
+FEW = [("diffu_grpo", 60, False), ("espo", 60, False), ("diffu_grpo", 60, True)]  # offloaded, and in bf16
 
 
 def config_of(name, tokens, lora):
@@ -69,7 +70,7 @@ def batch_of(folder, config):
     )
 
 
-def learned(folder, case, sharded):
+def learned(folder, case, sharded, offload=False, bf16=False):
     """The gradient and metrics of one update, and the weights and metrics after a step of all."""
     config = config_of(*case)
     batch = batch_of(folder, config)
@@ -78,9 +79,9 @@ def learned(folder, case, sharded):
         model = load_model(folder)
         if config.lora:
             add_lora(model, config.lora)
-        scorer = ViewLogps(model)
+        scorer = ViewLogps(model, bf16)
         if sharded:
-            shard(scorer, model, torch.device("cpu"))
+            shard(scorer, model, torch.device("cpu"), bf16, offload)
         if part == "update":
             found["metrics"] = accumulate_gradient(model, batch, 0, SEED, config, scorer)
             trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
@@ -91,16 +92,16 @@ def learned(folder, case, sharded):
     return found
 
 
-def rank_main(rank, world, port, folder, out):
+def rank_main(rank, world, port, folder, out, cases, ways):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
     try:
-        for i, case in enumerate(CASES):
-            for sharded in (False, True):
-                found = learned(folder, case, sharded)
+        for i, case in enumerate(cases):
+            for way, arguments in ways.items():
+                found = learned(folder, case, **arguments)
                 if rank == world - 1:  # the one with the least to do
-                    torch.save(found, out / f"{world}-{i}-{sharded}.pt")
+                    torch.save(found, out / f"{world}-{i}-{way}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -123,8 +124,9 @@ def folder(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="module")
 def results(folder, tmp_path_factory, start_ranks):
     out = tmp_path_factory.mktemp("out")
+    ways = {sharded: {"sharded": sharded} for sharded in (False, True)}
     for world in (2, 6):  # uneven, and more ranks than groups
-        start_ranks(rank_main, world, folder, out)
+        start_ranks(rank_main, world, folder, out, CASES, ways)
     return {file.stem: torch.load(file) for file in out.glob("*.pt")}
 
 
@@ -143,3 +145,44 @@ def test_ranks_learn_as_one_process(results, folder, case, world, sharded):
         torch.testing.assert_close(many["update"][name], expected, atol=1e-5 * float(gradient.norm()), rtol=0)
     for name, expected in one["step"].items():
         torch.testing.assert_close(many["step"][name], expected, atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def ways(folder, tmp_path_factory, start_ranks):
+    """Sharded ranks: two that keep what they hold, in fp32 and in bf16, and two and one that offload it."""
+    out = tmp_path_factory.mktemp("out")
+    sharded, offload = {"sharded": True}, {"sharded": True, "offload": True}
+    two = {"kept": sharded, "offloaded": offload, "bf16": sharded | {"bf16": True}}
+    start_ranks(rank_main, 2, folder, out, FEW, two)
+    start_ranks(rank_main, 1, folder, out, FEW, {"offloaded": offload})
+    return {file.stem: torch.load(file) for file in out.glob("*.pt")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_offloaded_ranks_learn_the_same(ways, folder, case):
+    i = FEW.index(case)
+    for found, expected in (
+        (ways[f"2-{i}-offloaded"], ways[f"2-{i}-kept"]),
+        (ways[f"1-{i}-offloaded"], learned(folder, case, False)),
+    ):
+        assert (found["metrics"], found["means"]) == (expected["metrics"], expected["means"])
+        for part in ("update", "step"):
+            assert all(torch.equal(found[part][name], tensor) for name, tensor in expected[part].items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_sharded_ranks_in_bf16_learn_as_one_process_up_to_its_rounding(ways, folder, case):
+    one, many = learned(folder, case, False, bf16=True), ways[f"2-{FEW.index(case)}-bf16"]
+
+    def gradient(found):
+        return torch.cat([part.flatten() for part in found["update"].values()])
+
+    rounding = float((gradient(one) - gradient(learned(folder, case, False))).norm())
+    assert rounding > 1e-3 * float(gradient(one).norm())  # it is bf16 indeed
+    assert float((gradient(many) - gradient(one)).norm()) < rounding
+    assert many["metrics"] == pytest.approx(one["metrics"], rel=2e-2, abs=1e-2)
+    assert {tensor.dtype for tensor in many["update"].values()} == {torch.float32}

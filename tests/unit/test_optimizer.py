@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from d1ray.config import OptimizerConfig
-from d1ray.rl.optimizer import adamw, learning_rate, optimizer_step
+from d1ray.rl.optimizer import adamw, learning_rate, move, optimizer_step
 
 
 def schedule(**settings):
@@ -129,3 +129,20 @@ def test_only_matrices_are_decayed(model):
     assert {p.dim() for p in decayed["params"]} == {2}
     assert {p.dim() for p in kept["params"]} == {1}
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+def test_weights_and_both_moments_move_and_the_step_count_stays_on_the_cpu():
+    # The device "meta" stands for any other: its tensors have no values.
+    model = Small()
+    optimizer = adamw(model, CONFIG)
+    give_gradients(model)
+    optimizer_step(model, optimizer, 0.1, CONFIG)
+    move(model, optimizer, torch.device("meta"))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert len(optimizer.state) == 2
+    for state in optimizer.state.values():
+        assert {name: value.device.type for name, value in state.items()} == {
+            "step": "cpu",
+            "exp_avg": "meta",
+            "exp_avg_sq": "meta",
+        }

@@ -17,6 +17,7 @@ from d1ray.models.sharding import gathered, is_sharded, shard, unsharded
 from d1ray.models.weights import live_tensors
 from d1ray.recipe import load_config
 from d1ray.rl.optimizer import adamw
+from d1ray.sft_model import frozen_dtype
 
 STEPS = 3
 SETTINGS = {
@@ -24,7 +25,9 @@ SETTINGS = {
     "layout": {"eos_padding": 4, "packing": True, "micro_batch_tokens": 60},
     "adapter": {"lora": {"r": 4, "alpha": 8}},
     "bf16 adapter": {"lora": {"r": 4, "alpha": 8}, "precision": "bf16", "gradient_checkpointing": True},
+    "bf16": {"precision": "bf16", "eos_padding": 4, "micro_batch_tokens": 60},
 }
+OFFLOADED = ("layout", "bf16 adapter")
 RESUMED = ("layout", "adapter")
 
 
@@ -42,11 +45,12 @@ def phase_of(sft):
     )
 
 
-def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS), save_to=None):
-    """Losses, the whole model after the steps, and the optimiser's whole state."""
+def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS), save_to=None, offload=False):
+    """Losses, the whole model after the steps, the optimiser's whole state, and the type of a block's weights
+    while it computes."""
     config, phase = phase_of(sft)
     bf16 = phase.config.precision == "bf16"
-    model = load_model(folder, torch.bfloat16 if bf16 else torch.float32)
+    model = load_model(folder, frozen_dtype(phase.config))
     if phase.config.lora:
         add_lora(model, phase.config.lora)
     if resume:
@@ -54,8 +58,11 @@ def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS), sa
     model.gradient_checkpointing = phase.config.gradient_checkpointing
     loss = MaskedDiffusionLoss(model)
     if sharded:
-        shard(loss, model, torch.device("cpu"))
+        shard(loss, model, torch.device("cpu"), bf16, offload)
         assert is_sharded(model)
+    computed = set()
+    norm = next(iter(model.blocks())).attn_norm
+    norm.register_forward_pre_hook(lambda module, inputs: computed.add(module.weight.dtype))
     optimizer = adamw(model, phase.config.optimizer)
     if resume:
         checkpoint.restore_optimizer(optimizer, checkpoint.read(resume, "optimizer"))
@@ -73,6 +80,7 @@ def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS), sa
         "model": whole.state_dict() if keeps else None,
         "merged": unadapted(whole).state_dict() if keeps else None,
         "optimizer": gathered(state, keeps),
+        "computed": computed,
     }
 
 
@@ -85,6 +93,10 @@ def rank_main(rank, world, port, folder, tokenizer, out):
             found = trained(folder, tokenizer, sft, sharded=True)
             if rank == 0:
                 torch.save(found, out / f"{name}.pt")
+            if name in OFFLOADED:
+                found = trained(folder, tokenizer, sft, sharded=True, offload=True)
+                if rank == 0:
+                    torch.save(found, out / f"{name}, offloaded.pt")
         for name in RESUMED:
             trained(folder, tokenizer, SETTINGS[name], True, None, range(2), out / f"{name} of two")
             for writers in ("one", "two"):
@@ -130,6 +142,21 @@ def test_two_sharded_ranks_train_as_one_process(two_ranks, folder, tokenizer, na
     assert found["merged"].keys() == expected["merged"].keys()
     for key, tensor in expected["optimizer"].items():
         assert found["optimizer"][key].shape == tensor.shape
+
+
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_offloaded_ranks_train_the_same(two_ranks, name):
+    kept, offloaded = two_ranks[name], two_ranks[f"{name}, offloaded"]
+    assert (offloaded["losses"], offloaded["norms"]) == (kept["losses"], kept["norms"])
+    for part in ("model", "merged", "optimizer"):
+        assert all(torch.equal(offloaded[part][key], tensor) for key, tensor in kept[part].items())
+
+
+def test_blocks_are_gathered_in_the_type_of_the_computation(two_ranks):
+    found = {name: results["computed"] for name, results in two_ranks.items() if name != "out"}
+    assert found["whole weights"] == found["layout, offloaded"] == {torch.float32}
+    assert found["bf16"] == found["bf16 adapter, offloaded"] == {torch.bfloat16}
+    assert {tensor.dtype for tensor in two_ranks["bf16"]["model"].values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", RESUMED)
