@@ -10,7 +10,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.failures import ACTOR_LOST, LearnerLost
 from actors.learner import Learner, Standing
-from actors.placement import at, learner_rank, placed
+from actors.placement import at, label, learner_rank, placed
 from actors.policy import PolicyRef, Weights
 from d1ray.checkpoint import Place
 from d1ray.config import Config
@@ -54,9 +54,10 @@ class LearnerGang:
         try:
             if c.learners > 1 and places is None:  # a part of a gang would only hold what others need
                 places = self.group = placed(learner_rank(c), c.deadline_s)
-            rank = ray.remote(Learner)
+            rank, run = ray.remote(Learner), label(config)
             for number in range(c.learners):
                 options: dict[str, Any] = {
+                    "name": f"{run}-learner-{number}",
                     "num_cpus": c.learner_cpus,
                     "num_gpus": c.learner_gpus,
                     "resources": dict(c.learner_resources),

@@ -2,6 +2,7 @@
 
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,6 +189,11 @@ def shared_places(c: ClusterConfig) -> Iterator[PlacementGroup | None]:
         yield group
     finally:
         remove_placement_group(group)
+
+
+def label(config: Config) -> str:
+    """How the names of some actors of a run begin on Ray's dashboard; a name can be used once at a time."""
+    return f"{config.run_dir.name if config.run_dir else 'd1ray'}-{uuid.uuid4().hex[:6]}"
 
 
 def at(group: PlacementGroup | None, index: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 
 from actors.generator import Generator
-from actors.placement import at
+from actors.placement import at, label
 from actors.pool import Pool
 from actors.scorer import Scorer
 from d1ray.config import Config
@@ -24,10 +24,12 @@ class Pools:
 
     def __init__(self, config: Config, folder: Path, places: PlacementGroup | None = None):
         c = self.cluster = config.cluster
+        run = label(config)
         lasting: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
 
         def generator(place: int) -> ActorHandle:
             options = {
+                "name": f"{run}-generator-{place}",
                 "num_cpus": c.generator_cpus,
                 "num_gpus": c.generator_gpus,
                 "resources": dict(c.generator_resources),
@@ -37,7 +39,11 @@ class Pools:
             return actor.remote(folder, c.generator_threads, c.deadline_s, precision, c.colocated, place)
 
         def scorer(place: int) -> ActorHandle:
-            options = {"num_cpus": c.scorer_cpus, "resources": dict(c.scorer_resources)}
+            options = {
+                "name": f"{run}-scorer-{place}",
+                "num_cpus": c.scorer_cpus,
+                "resources": dict(c.scorer_resources),
+            }
             return ray.remote(Scorer).options(**options, **lasting).remote(config.task, config.scoring, place)
 
         self.generators = Pool(generator, max(c.generators, c.max_generators or 0))
