@@ -117,6 +117,21 @@ class RolloutBuffer:
         for call in calls:
             call.table = None
 
+    def standing(self) -> dict[str, float]:
+        """How full it is and who is up, as live metrics; another thread may ask."""
+        ready = sum(call.over for call in list(self.started))
+        return {
+            "slots": self.slots,
+            "slots_taken": self.taken,
+            "groups_waiting": len(self.waiting),
+            "groups_running": len(self.running),
+            "groups_ready": ready,
+            "generators_up": sum(self.generators.up),
+            "generators": len(self.generators.up),
+            "scorers_up": sum(self.scorers.up),
+            "actors_killed": self.killed,
+        }
+
     def again(self, calls: list[Call]) -> None:
         """Generates taken groups once more, because their tables were lost; they will be taken first."""
         for call in reversed(calls):

@@ -29,13 +29,16 @@ Key: TypeAlias = tuple[int, int, Path | None, LoRAConfig | None]
 class Generator:
     """Holds a policy and a reference model; loads whichever weights a call's PolicyRef names.
 
-    First start, weight sync, restart after a crash and joining later are this one code path.
+    First start, weight sync, restart after a crash and joining later are this one code path. ``place`` is its
+    own in the pool.
     """
 
-    def __init__(self, folder: Path, threads: int, deadline_s: float, precision: str = "fp32"):
+    def __init__(
+        self, folder: Path, threads: int, deadline_s: float, precision: str = "fp32", place: int = -1
+    ):
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.folder, self.deadline_s = folder, deadline_s
+        self.folder, self.deadline_s, self.place = folder, deadline_s, place
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.tokenizer = load_tokenizer(folder)
         self.model = load_model(folder, self.dtype, self.device)
@@ -58,7 +61,14 @@ class Generator:
             reference = self._load_reference(policy.incarnation, policy.reference)
         seconds_load = time.perf_counter() - started
         table, notes = generate(
-            self.model, reference, self.tokenizer, request, policy.incarnation, policy.version
+            self.model,
+            reference,
+            self.tokenizer,
+            request,
+            policy.incarnation,
+            policy.version,
+            self.place,
+            seconds_load,
         )
         return table, {"seconds_load": seconds_load, **notes}
 

@@ -1,7 +1,7 @@
 """Learner: one rank of those that hold the trained policy and its optimiser, learn, and publish weights."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,17 +18,18 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from actors.policy import Parcel
 from d1ray import checkpoint, schema
+from d1ray.checkpoint import Place
+from d1ray.checkpoint_writer import CheckpointWriter
 from d1ray.config import RLConfig
 from d1ray.diffusion.likelihood import ViewLogps
-from d1ray.models import DiffusionLM, load_model, load_tokenizer, save_model
-from d1ray.models.adapter_folder import read_adapter
-from d1ray.models.lora import add_lora, unadapted
-from d1ray.models.sharding import gathered, is_sharded, shard, spread_like, unsharded
+from d1ray.errors import DataError
+from d1ray.models import load_model, load_tokenizer
+from d1ray.models.lora import add_lora
+from d1ray.models.sharding import shard, spread_like
 from d1ray.models.weights import bucket_names, live_tensors, pack
 from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw
-from d1ray.sft_model import readapted
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Learner:
     def __init__(
         self,
         start: Path,
-        resume: Path | None,
+        resume: Place | None,
         config: RLConfig,
         precision: str,
         seed: int,
@@ -77,6 +78,7 @@ class Learner:
         self.first = rank == 0
         self.store: Any = None  # where the ranks meet; the first one keeps it
         self.version = 0
+        self.writer: CheckpointWriter | None = None  # of the checkpoint under way
 
     def meeting_point(self) -> tuple[str, int]:
         """Where the other ranks find this one."""
@@ -106,20 +108,20 @@ class Learner:
         self.reference = _copy(self.live) if self.config.algorithm.needs_reference else {}
         self.optimizer = adamw(self.model, self.config.optimizer)
         self.reference_version = self.updates_since_sync = self.failed_in_a_row = 0
-        if self.resume:
-            self._resume(self.resume)
+        with checkpoint.fetched(self.resume) as folder:
+            if folder is not None:
+                self._resume(folder)
         self.names = bucket_names(self.live)
         return self._standing()
 
     def _resume(self, folder: Path) -> None:
-        trained = folder / "model"
-        _fill(self.live, read_adapter(trained)[1] if self.config.lora else load_model(trained).state_dict())
-        checkpoint.restore_optimizer(self.optimizer, checkpoint.load_tensors(folder, "optimizer"))
+        _fill(self.live, checkpoint.read_model(folder))
+        checkpoint.restore_optimizer(self.optimizer, checkpoint.read(folder, "optimizer"))
         learner = checkpoint.load_state(folder)["learner"]
         self.version, self.reference_version = learner["version"], learner["reference_version"]
         self.updates_since_sync = learner["updates_since_sync"]
         if self.reference_version:
-            _fill(self.reference, checkpoint.load_tensors(folder, "reference"))
+            _fill(self.reference, checkpoint.read(folder, "reference"))
 
     def _standing(self) -> Standing:
         return Standing(self.version, self.reference_version, len(self.names))
@@ -144,7 +146,7 @@ class Learner:
             FloatingPointError: ``rl.max_nonfinite`` updates in a row had no finite loss and gradient.
         """
         table = pa.concat_tables(ray.get(list(tables), timeout=self.deadline_s))
-        started = time.perf_counter()
+        started_at, started = time.time(), time.perf_counter()
         algorithm = self.config.algorithm
         advantages = algorithm.advantages(table["reward"].to_numpy().reshape(-1, self.config.group_size))
         if self.first:
@@ -159,6 +161,7 @@ class Learner:
         metrics |= {
             "reference_version": self.reference_version,
             "reward": float(np.mean(table["reward"].to_numpy())),
+            "started_learn": started_at,
             "seconds_learn": time.perf_counter() - started,
         }
         return metrics, self._standing()
@@ -176,36 +179,32 @@ class Learner:
         self.updates_since_sync += updates
         every = self.config.reference_sync_updates
         if self.reference and every is not None and self.updates_since_sync >= every:
-            _fill(self.reference, self.live)
+            _fill(self.reference, self.live.items())
             self.reference_version, self.updates_since_sync = self.version, 0
 
-    def save_checkpoint(self, root: Path, step: int, state: dict[str, Any]) -> None:
-        """Writes a checkpoint of policy, optimiser and moved reference, with the driver's ``state``."""
-        tensors = {"optimizer": checkpoint.optimizer_tensors(self.optimizer, self.first)}
+    def save_checkpoint(self, root: Place, step: int, state: dict[str, Any], best: int) -> None:
+        """Copies policy, optimiser and moved reference, and goes on while a thread writes them, with the
+        driver's ``state``, as a checkpoint. Ends the writing of the one before."""
+        self.finish_checkpoint()
+        tensors = {"optimizer": checkpoint.optimizer_tensors(self.optimizer)}
         if self.reference_version:
-            tensors["reference"] = gathered(self.reference, self.first)
+            tensors["reference"] = self.reference
         learner = {
             "version": self.version,
             "reference_version": self.reference_version,
             "updates_since_sync": self.updates_since_sync,
         }
-        model, keep = self._whole_model(), self.config.keep_checkpoints
-        if self.first and model is not None:
-            checkpoint.save(
-                root, step, model, self.tokenizer, tensors, state | {"learner": learner}, keep, self.start
-            )
+        keep = self.config.keep_checkpoints
+        whole = state | {"learner": learner}
+        self.writer = CheckpointWriter(
+            root, step, self.model, self.tokenizer, tensors, whole, keep, best, self.start
+        )
 
-    def save_model(self, folder: Path) -> None:
-        """Writes the policy as a Hugging Face folder, an adapter merged into its base."""
-        model = self._whole_model()
-        if self.first and model is not None:
-            if self.config.lora and self.bf16:  # merged in fp32, into the weights as they are stored
-                model = readapted(model, self.start, self.config.lora)
-            save_model(unadapted(model), folder, self.tokenizer)
-
-    def _whole_model(self) -> DiffusionLM | None:
-        """The model; of a sharded one a copy on the first rank."""
-        return unsharded(self.model, self.config.lora, self.first) if is_sharded(self.model) else self.model
+    def finish_checkpoint(self) -> None:
+        """Waits until all ranks have written. Raises ``DataError`` if one could not."""
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            writer.finish()
 
     def __repr__(self) -> str:
         return f"Learner(rank={self.rank}, version={self.version})"
@@ -215,7 +214,11 @@ def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def _fill(targets: Mapping[str, Tensor], values: Iterable[tuple[str, Tensor]]) -> None:
+    missing = set(targets)
     with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(spread_like(values[name], target))
+        for name, value in values:
+            targets[name].copy_(spread_like(value, targets[name]))
+            missing.discard(name)
+    if missing:
+        raise DataError(f"a checkpoint lacks {len(missing)} tensors, {min(missing)} among them; remove it")

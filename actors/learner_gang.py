@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.failures import ACTOR_LOST, LearnerLost
 from actors.learner import Learner, Standing
 from actors.policy import PolicyRef, Weights
+from d1ray.checkpoint import Place
 from d1ray.config import Config
 from d1ray.errors import ResourceError
 
@@ -34,7 +35,7 @@ class LearnerGang:
         ResourceError: there is no room for all ranks.
     """
 
-    def __init__(self, config: Config, start: Path, resume: Path | None, incarnation: int):
+    def __init__(self, config: Config, start: Path, resume: Place | None, incarnation: int):
         c = config.cluster
         assert config.rl is not None
         self.needs_reference = config.rl.algorithm.needs_reference
@@ -103,13 +104,13 @@ class LearnerGang:
             self.reference = Weights(now.reference_version, self._parcels("reference"), lora=self.lora)
         return PolicyRef(self.incarnation, self.policy, self.reference)
 
-    def save_checkpoint(self, root: Path, step: int, state: dict[str, Any]) -> None:
-        """Writes a checkpoint with the driver's ``state``."""
-        self._all("save_checkpoint", root, step, state)
+    def save_checkpoint(self, root: Place, step: int, state: dict[str, Any], best: int) -> None:
+        """Begins a checkpoint with the driver's ``state``; it is written beside what comes next."""
+        self._all("save_checkpoint", root, step, state, best)
 
-    def save_model(self, folder: Path) -> None:
-        """Writes the policy as a Hugging Face folder."""
-        self._all("save_model", folder)
+    def finish_checkpoint(self) -> None:
+        """Waits until the checkpoint that was begun last is written."""
+        self._all("finish_checkpoint")
 
     def close(self) -> None:
         """Kills the ranks and gives their place back."""

@@ -20,13 +20,13 @@ class Pool:
     store, and small metadata.
 
     Args:
-        create: makes one actor, with ``max_restarts=-1`` and ``max_task_retries=0``: a lost call is for the
-            caller to give to somebody else.
+        create: makes the actor of a place, with ``max_restarts=-1`` and ``max_task_retries=0``: a lost call
+            is for the caller to give to somebody else.
         size: how many.
     """
 
-    def __init__(self, create: Callable[[], ActorHandle], size: int):
-        self.actors = [create() for _ in range(size)]
+    def __init__(self, create: Callable[[int], ActorHandle], size: int):
+        self.actors = [create(place) for place in range(size)]
         self.up = [False] * size
         self.progress = [time.monotonic()] * size  # when an actor last began or ended something
         self._starting: list[ray.ObjectRef | None] = [a.__ray_ready__.remote() for a in self.actors]

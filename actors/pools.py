@@ -33,10 +33,12 @@ class Pools:
             max_task_retries=0,
         )
         self.generators = Pool(
-            lambda: generator.remote(folder, c.generator_threads, c.deadline_s, config.model.precision),
+            lambda place: generator.remote(
+                folder, c.generator_threads, c.deadline_s, config.model.precision, place
+            ),
             max(c.generators, c.max_generators or 0),
         )
-        self.scorers = Pool(lambda: scorer.remote(config.task, config.scoring), c.scorers)
+        self.scorers = Pool(lambda place: scorer.remote(config.task, config.scoring, place), c.scorers)
 
     def close(self) -> None:
         self.generators.close()

@@ -12,10 +12,13 @@ from d1ray.tasks.scoring import score_rollouts
 
 
 class Scorer:
-    """Extends a generator's table with rewards and verdicts; the checks run in a subprocess."""
+    """Extends a generator's table with rewards and verdicts; the checks run in a subprocess.
 
-    def __init__(self, task: Task, scoring: ScoringConfig):
-        self.task = task
+    ``place`` is its own in the pool.
+    """
+
+    def __init__(self, task: Task, scoring: ScoringConfig, place: int = -1):
+        self.task, self.place = task, place
         self.checker = Checker(task, scoring.timeout_s, scoring.memory_gb)
 
     def score(self, table: pa.Table, generated: dict[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
@@ -24,7 +27,7 @@ class Scorer:
         Returns:
             The ``schema.SCORED`` table, and the small metadata that the driver reads.
         """
-        scored = score_rollouts(table, self.task, self.checker.check)
+        scored = score_rollouts(table, self.task, self.checker.check, self.place)
         components = [dict(row) for row in scored["components"].to_pylist()]
         return scored, generated | {
             "incarnation": scored["incarnation"][0].as_py(),

@@ -1,4 +1,5 @@
-"""The command line: ``d1ray train | sft | evaluate | score | harness | export | doctor | recipes``."""
+"""The command line:
+``d1ray train | sft | evaluate | score | harness | report | export | doctor | recipes``."""
 
 import json
 import os
@@ -157,6 +158,26 @@ def harness(
     if output is not None:
         results.pop("samples", None)
         output.write_text(json.dumps(results, indent=2, default=str) + "\n")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders; several are compared")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="default: report.html in the run folder; of several runs ./comparison.html"),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="write what each actor did when here instead, for Perfetto")
+    ] = None,
+) -> None:
+    """Write a page about runs: curves, completions, failures, settings; or a trace of one."""
+    from d1ray.report import report as program
+
+    if trace is not None:
+        print(program.trace(runs, trace))
+    if trace is None or output is not None:
+        print(program.report(runs, output))
 
 
 @app.command()

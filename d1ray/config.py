@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 from transformers import PreTrainedTokenizerBase
+from upath import UPath
 
 from d1ray.diffusion.sampler_config import SamplerConfig
 from d1ray.models.chat import prompt_fits
@@ -196,8 +197,8 @@ class RLConfig(Strict):
         100, description="updates in a row without finite loss and gradient, after which the run ends"
     )
     validate_every: PositiveInt = Field(20, description="outer steps between validations")
-    checkpoint_every: PositiveInt = 20
-    keep_checkpoints: PositiveInt = 2
+    checkpoint_every: PositiveInt = Field(20, description="outer steps; a new best validation has one, too")
+    keep_checkpoints: PositiveInt = Field(2, description="so many last ones, beside the best")
 
 
 class EvaluationSamplerConfig(SamplerConfig):
@@ -256,12 +257,22 @@ class ClusterConfig(Strict):
     deadline_s: PositiveFloat = Field(600, description="longest wait for any one call, in seconds")
 
 
+class TrackingConfig(Strict):
+    """Experiment trackers beside TensorBoard, which is always there."""
+
+    wandb: str | None = Field(None, description="a Weights & Biases project (extra `wandb`)")
+    mlflow: str | None = Field(None, description="an MLflow tracking URI (extra `mlflow`)")
+
+
 class Config(Strict):
     """One run. ``load_config`` builds it from a recipe and overrides."""
 
     about: str = ""
     seed: NonNegativeInt = 0
     run_dir: AbsolutePath | None = Field(None, description="null: runs/RECIPE")
+    checkpoint_path: str | None = Field(
+        None, description="null: run_dir/checkpoints; else any fsspec path, e.g. s3://BUCKET/RUN"
+    )
     task: Annotated[SerializeAsAny[Task], BeforeValidator(load_task)]
     data: DataConfig = DataConfig()
     model: ModelConfig
@@ -270,6 +281,7 @@ class Config(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     scoring: ScoringConfig = ScoringConfig()
     cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _every_worker_has_rows(self) -> Self:
@@ -284,6 +296,11 @@ class Config(Strict):
                     f"{phase.batch_size}: every worker needs a row"
                 )
         return self
+
+    def checkpoint_root(self, stage: str) -> UPath:
+        """Where the checkpoints of a stage lie."""
+        assert self.run_dir is not None
+        return UPath(self.checkpoint_path or self.run_dir / "checkpoints") / stage
 
     def check_length(self, limit: int, source: str) -> None:
         """Raises ValueError if prompt and completion can be longer than ``limit``, which ``source`` sets."""

@@ -23,9 +23,10 @@ def model_folder(path: Path) -> Path:
     """
     if local_or_hub(path) == path and not path.is_absolute():
         return path
-    newest = checkpoint.latest(path / "checkpoints" / "rl")
-    candidates = [path, path / "model", path / "models" / "rl", path / "models" / "sft"]
-    candidates += [newest / "model"] if newest else []
+    best = checkpoint.best(path / "checkpoints" / "rl")
+    candidates = [path, path / "model", path / "models" / "rl"]
+    candidates += [Path(str(best), "model")] if best else []
+    candidates += [path / "models" / "sft"]
     found = next((c for c in candidates if (c / "config.json").is_file() or is_adapter_folder(c)), None)
     if found is None:
         raise ModelError(

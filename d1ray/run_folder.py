@@ -7,7 +7,7 @@ run_dir/
   tensorboard/STAGE/    the same numbers as events, tagged STAGE/KEY
   rollouts/  checkpoints/  models/
   dropped.jsonl         groups that were given up, if any, and why
-  summary.json  curves.png
+  summary.json  curves.png  report.html
 ```
 
 A folder is a run once it has a ``config.yaml``, which appears by rename after the folders: a refused or
@@ -17,7 +17,7 @@ killed start leaves no half-written run behind.
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from d1ray.config import Config
 from d1ray.errors import DataError, UserError
 
 Row: TypeAlias = Mapping[str, float | int | str]
+CHANGEABLE = ("rl.steps", "run_dir", "checkpoint_path", "about", "cluster", "tracking")
 
 
 class RunFolder:
@@ -54,13 +55,14 @@ class RunFolder:
         self._metrics: TextIO = self.metrics_path.open("a", encoding="utf-8")
         self._writers: dict[str, Any] = {}
         self._purge: dict[str, int] = {}
+        self.listeners: list[Callable[[Row], None]] = []  # told of every row that is logged
 
     @classmethod
     def open(cls, path: Path, config: Config) -> Self:
         """Creates the run folder ``path`` (parents too), or reopens it to continue its run.
 
         A reopened run must have the same configuration, except where it may change without becoming
-        another run: ``rl.steps``, ``run_dir``, ``about`` and ``cluster.*``.
+        another run: those of ``CHANGEABLE``.
 
         Raises:
             UserError: the folder holds another run or other files, or cannot be written.
@@ -89,7 +91,8 @@ class RunFolder:
         """Appends ``row`` to ``metrics.jsonl``, flushed, and its numbers to TensorBoard.
 
         ``row`` has ``stage`` (a name such as ``"rl"``) and ``step`` (an int). NaN and infinities are
-        stored as null. Raises ``ValueError`` if either key is missing.
+        stored as null. TensorBoard gets no ``started_*``: they are Unix seconds. Raises ``ValueError`` if
+        either key is missing.
         """
         if "stage" not in row or "step" not in row:
             raise ValueError(f"a metrics row needs 'stage' and 'step', got the keys {sorted(row)}")
@@ -98,8 +101,11 @@ class RunFolder:
         self._metrics.flush()
         writer = self._writer(stage)
         for key, value in row.items():
-            if key not in ("stage", "step") and isinstance(value, Real):
+            measured = key not in ("stage", "step") and not key.startswith("started_")
+            if measured and isinstance(value, Real):
                 writer.add_scalar(f"{stage}/{key}", float(value), step)
+        for tell in self.listeners:
+            tell(row)
 
     def note_dropped(self, row: Mapping[str, Any]) -> None:
         """Appends a group that was given up to ``dropped.jsonl``."""
@@ -108,19 +114,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every logged row in order. Raises ``DataError`` naming the line that is not a JSON object."""
-        rows: list[dict[str, Any]] = []
-        with self.metrics_path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{self.metrics_path}, line {number}: {error}; remove the line"
-                    ) from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{self.metrics_path}, line {number}: not a JSON object; remove the line")
-                rows.append(row)
-        return rows
+        return read_rows(self.metrics_path)
 
     def truncate_metrics(self, stage: str, after_step: int) -> None:
         """Forgets what ``stage`` logged after ``after_step``: the steps a resumed run takes again.
@@ -162,6 +156,27 @@ class RunFolder:
                 str(self.tensorboard / stage), purge_step=self._purge.pop(stage, None), flush_secs=10
             )
         return self._writers[stage]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one a line; a last line that is not ended yet is left out.
+
+    Raises:
+        DataError: names the line that is not a JSON object.
+    """
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: {error}; remove the line") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: not a JSON object; remove the line")
+            rows.append(row)
+    return rows
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -217,7 +232,7 @@ def _check_same_run(config_path: Path, resolved: Mapping[str, Any]) -> None:
 
 def _first_difference(stored: Any, resolved: Any, key: str) -> tuple[str, str, str] | None:
     """The first dotted key that differs, with both values as text; None if the run is the same."""
-    if key in ("rl.steps", "run_dir", "about", "cluster") or stored == resolved:
+    if key in CHANGEABLE or stored == resolved:
         return None
     if isinstance(stored, list) and isinstance(resolved, list):
         stored, resolved = dict(enumerate(stored)), dict(enumerate(resolved))

@@ -25,7 +25,11 @@ GENERATED = pa.schema(
         pa.field("reference_logps", pa.list_(_floats), nullable=False),  # [M K, L], or [] if unused
         pa.field("forwards", pa.int32(), nullable=False),  # denoising steps the row took
         pa.field("text", pa.string(), nullable=False),  # up to the first EOS
-        pa.field("seconds_generate", pa.float32(), nullable=False),  # of the whole call, shared by its rows
+        pa.field("generator", pa.int32(), nullable=False),  # its place in the pool; -1 outside of one
+        pa.field("started_generate", pa.float64(), nullable=False),  # Unix seconds, by the actor's clock
+        # Seconds are those of the whole call, shared by its rows: it loads, generates, then takes log-probs.
+        pa.field("seconds_load", pa.float32(), nullable=False),
+        pa.field("seconds_generate", pa.float32(), nullable=False),
         pa.field("seconds_logprob", pa.float32(), nullable=False),
     ]
 )
@@ -39,6 +43,8 @@ SCORED = pa.schema(
         pa.field("formatted", pa.bool_(), nullable=False),
         pa.field("parsed", pa.string()),  # the answer that was read; null if none
         pa.field("failure", pa.string(), nullable=False),  # of the check: "", "timeout" or "crash"
+        pa.field("scorer", pa.int32(), nullable=False),  # its place in the pool; -1 outside of one
+        pa.field("started_score", pa.float64(), nullable=False),  # Unix seconds, by the actor's clock
         pa.field("seconds_score", pa.float32(), nullable=False),
     ]
 )

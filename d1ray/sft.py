@@ -4,7 +4,6 @@ Pre-training phases and SFT are the same loop (``d1ray.sft_worker``); the phases
 gang of workers. This is the driver's side: start, follow, pass on an interrupt.
 """
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -47,7 +46,7 @@ def train_phases(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     c = config.cluster
-    root = run.checkpoints / "sft"
+    root = config.checkpoint_root("sft")
     resume = resumable(root, phases)
     position = checkpoint.load_state(resume) if resume else {"phase": phases[0].number, "step": 0}
     for phase in phases:
@@ -92,7 +91,7 @@ def train_phases(
         raise cause_of(failure)
     if interrupt():
         raise Interrupted
-    shutil.rmtree(root, ignore_errors=True)  # the models are saved; a later phase must not resume from here
+    checkpoint.remove(root)  # the models are saved; a later phase must not resume from here
 
 
 def cause_of(failure: BaseException) -> BaseException:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from d1ray import checkpoint
+from d1ray import checkpoint, checkpoint_writer
+from d1ray.checkpoint import Place
 from d1ray.config import MaskedTrainingConfig, SFTConfig
 from d1ray.demonstrations import Phase
 from d1ray.models import DiffusionLM, load_model, save_model
@@ -16,7 +17,7 @@ from d1ray.models.lora import LoRAConfig, adapter_tensors, add_lora, unadapted
 from d1ray.models.sharding import is_sharded, unsharded
 
 
-def resumable(root: Path, phases: Sequence[Phase]) -> Path | None:
+def resumable(root: Place, phases: Sequence[Phase]) -> Place | None:
     """The newest checkpoint if it was taken within one of ``phases``."""
     newest = checkpoint.latest(root)
     if newest and checkpoint.load_state(newest)["phase"] in {phase.number for phase in phases}:
@@ -78,17 +79,13 @@ def readapted(model: DiffusionLM, base: Path, lora: LoRAConfig) -> DiffusionLM:
 
 
 def save_checkpoint(
-    root: Path,
+    root: Place,
     state: dict[str, Any],
     model: DiffusionLM,
     optimizer: torch.optim.Optimizer,
     tokenizer: PreTrainedTokenizerBase,
-    config: SFTConfig,
     base: Path,
-    keeps: bool,
 ) -> None:
-    """Writes a checkpoint; every rank calls it, and one ``keeps`` it."""
-    plain = unsharded(model, config.lora, keeps) if is_sharded(model) else model
-    tensors = {"optimizer": checkpoint.optimizer_tensors(optimizer, keeps)}
-    if keeps and plain is not None:
-        checkpoint.save(root, state["step"], plain, tokenizer, tensors, state, 1, base)
+    """Writes a checkpoint; every rank calls it."""
+    tensors = {"optimizer": checkpoint.optimizer_tensors(optimizer)}
+    checkpoint_writer.save(root, state["step"], model, tokenizer, tensors, state, 1, base)

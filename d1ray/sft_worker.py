@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -36,7 +37,16 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     Ray Train calls it again after a worker's death. A phase with validation, or sharded, is the last one.
     """
-    from ray.train import get_context, report
+    from ray.train import report
+
+    with checkpoint.fetched(resumable(settings["checkpoints"], settings["phases"])) as resume:
+        train_from(resume, settings)
+    report({"phases": len(settings["phases"])})
+
+
+def train_from(resume: Path | None, settings: dict[str, Any]) -> None:
+    """The phases from a checkpoint, or from the start."""
+    from ray.train import get_context
     from ray.train.torch import get_device, prepare_model
 
     config: Config = settings["config"]
@@ -44,7 +54,6 @@ def train_worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(config.cluster.sft_threads)
     keeps = get_context().get_world_rank() == 0  # this rank writes
     tokenizer = load_tokenizer(settings["start"])
-    resume = resumable(settings["checkpoints"], phases)
     position: dict[str, Any] = checkpoint.load_state(resume) if resume else {"phase": -1, "step": 0}
     model, base = start_model(settings["start"], resume, frozen_dtype(phases[0].config))
     for phase in phases:
@@ -62,7 +71,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             loss_module = prepare_model(loss_module)
         optimizer = adamw(model, phase.config.optimizer)
         if resume and resumed:
-            checkpoint.restore_optimizer(optimizer, checkpoint.load_tensors(resume, "optimizer"))
+            checkpoint.restore_optimizer(optimizer, checkpoint.read(resume, "optimizer"))
         demonstrations = Demonstrations(config, phase, tokenizer, model.config.eos_token_id)
         held_out = demonstrations.validation(own.validation_examples) if own.validate_every else []
         best = Best(**position["best"]) if resumed and "best" in position else Best()
@@ -80,7 +89,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             every = phase.config.checkpoint_every
             if stop or (every and done % every == 0):
                 state = {"phase": phase.number, "step": done, "best": asdict(best)}
-                save_checkpoint(settings["checkpoints"], state, model, optimizer, tokenizer, own, base, keeps)
+                save_checkpoint(settings["checkpoints"], state, model, optimizer, tokenizer, base)
             if stop:
                 return
             if own.patience is not None and best.later >= own.patience:
@@ -93,7 +102,6 @@ def train_worker(settings: dict[str, Any]) -> None:
         if not is_sharded(model):
             model = unadapted(model).requires_grad_(True)
         base = phase.save_to or base
-    report({"phases": len(phases)})
 
 
 def stop_wished(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from actors.gauges import Gauges
 from actors.placement import check_resources, connected
 from actors.policy import policy_of_folder
 from actors.pools import Pools
@@ -23,10 +24,12 @@ from d1ray.memory import PeakMemory
 from d1ray.models import character_tokenizer, check_lora, check_weights, load_tokenizer, read_config
 from d1ray.progress import Progress, duration
 from d1ray.recipe_model import empty_model_of, make_model
+from d1ray.report.report import report
 from d1ray.rl.rollout import Prompt
 from d1ray.run_folder import RunFolder
 from d1ray.sft import train_phases
 from d1ray.summary import Sample, StageResult
+from d1ray.trackers import Trackers, check_trackers
 from d1ray.train import reinforce
 
 SFT_PHASE = 1000  # keys SFT's randomness, whatever number of pre-training phases comes before it
@@ -44,6 +47,7 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         raise ConfigError("the recipe has no sft section; add one, or use `d1ray train`")
     assert config.run_dir is not None
     check_model(config)
+    check_trackers(config.tracking)
     tokenizer = load_tokenizer(config.model.path) if config.model.path else character_tokenizer()
     data = config.data.open(config.task, config.seed, tokenizer)
     limit = config.data.max_prompt_length
@@ -69,16 +73,19 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         check_resources(config, learner=reinforces)
         with (
             RunFolder.open(config.run_dir, config) as run,
+            closing(Trackers(config)) as trackers,
+            closing(Gauges(config.run_dir.name)) as gauges,
             PeakMemory() as memory,
             Interrupt() as interrupt,
             Progress(console) as progress,
         ):
+            run.listeners += [trackers.log, gauges.log]
             with clock.time("base and SFT"):
                 stages = supervised_stages(config, run, progress, interrupt)
             if reinforces:
                 with clock.time(config.rl.algorithm.title if config.rl else "RL"):
                     start = list(stages.values())[-1]
-                    reinforce(config, start, data, validation, run, progress, interrupt)
+                    reinforce(config, start, data, validation, run, progress, interrupt, gauges)
                 stages["rl"] = run.models / "rl"
             with clock.time("evaluation"):
                 results, evaluations = evaluate_stages(config, stages, tests, progress, interrupt)
@@ -94,6 +101,7 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         console.print(summary.table(results))
         console.print(summary.samples(sample_completions(tests, evaluations)))
         print_costs(console, memory, clock.seconds, shares)
+        report([run.path])
         print_places(console, run, list(stages.values())[-1])
 
 
@@ -211,6 +219,7 @@ def print_places(console: Console, run: RunFolder, model: Path) -> None:
         "Model": model,
         "Checkpoints": run.checkpoints,
         "Curves": run.curves_path,
+        "Report": run.path / "report.html",
     }
     for name, path in places.items():
         console.print(f"{name + ':':<12} {path}", soft_wrap=True)

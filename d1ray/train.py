@@ -7,8 +7,9 @@ the step then updates; with more, slots for later steps fill while the learner l
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,23 @@ import ray
 
 from actors.buffer import Call, RolloutBuffer
 from actors.failures import LearnerLost, RolloutError, is_lost
+from actors.gauges import Gauges
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools
 from d1ray import checkpoint
+from d1ray.checkpoint import Place
 from d1ray.config import Config, RLConfig
 from d1ray.diffusion import SamplerConfig
 from d1ray.evaluate import Tokenizer, evaluate, prompt_of
 from d1ray.interrupt import Interrupted
-from d1ray.models import load_tokenizer
+from d1ray.models import load_tokenizer, save_model
+from d1ray.models.lora import unadapted
 from d1ray.progress import Progress, Stage
 from d1ray.rl.mismatch import exact_sampling
 from d1ray.rl.rollout import Prompt, Request
 from d1ray.run_folder import RunFolder
+from d1ray.sft_model import start_model
 from d1ray.tasks.source import Data
 
 
@@ -37,11 +42,12 @@ class State:
     """What the driver has to remember, saved with every checkpoint.
 
     ``step`` outer steps are complete, ``cursor`` prompts are consumed. ``best_step`` is the step
-    with the most validation examples solved (the earliest of equals). ``exact_decoding`` is set once a
-    step's mean gap between fast and exact decoding is above the limit.
+    with the most validation examples solved (the earliest of equals); its checkpoint is kept.
+    ``exact_decoding`` is set once a step's mean gap between fast and exact decoding is above the limit.
     """
 
     step: int = 0
+    saved_step: int = -1
     cursor: int = 0
     incarnation: int = 0
     best_step: int = -1
@@ -57,17 +63,20 @@ def reinforce(
     run: RunFolder,
     progress: Progress,
     interrupt: Callable[[], bool],
+    gauges: Gauges | None = None,
 ) -> None:
     """Trains from the model folder ``start``; leaves the policy that validates best in ``models/rl``.
+
+    ``gauges`` show live how full the buffer is.
 
     Raises:
         Interrupted: a signal came; a checkpoint was written and the same call continues from it.
     """
     rl = config.rl
     assert rl is not None
-    root = run.checkpoints / "rl"
+    root = config.checkpoint_root("rl")
     tokenizer = load_tokenizer(start)
-    incarnation = rebuilt_at = restarts = 0
+    incarnation = rebuilt_at = restarts = rebuilds = 0
     with ExitStack() as actors:
         pools = actors.enter_context(closing(Pools(config, start)))
         while True:
@@ -77,8 +86,12 @@ def reinforce(
             run.truncate_metrics("rl", state.step or -1)
             restarts = 0 if state.step > rebuilt_at else restarts
             rebuilt_at = state.step
+            slots = (rl.staleness + 1) * rl.prompts_per_step
+            buffer = RolloutBuffer(pools.generators, pools.scorers, slots, config.cluster.deadline_s)
+            standing = partial(live_metrics, buffer, rebuilds)
             try:
                 with (
+                    gauges.watching(standing) if gauges else nullcontext(),
                     closing(LearnerGang(config, start, resume, incarnation)) as learner,
                     progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
                 ):
@@ -92,20 +105,44 @@ def reinforce(
                             state,
                             learner,
                             pools,
+                            buffer,
                             run,
                             progress,
                             stage,
                             interrupt,
                         )
+                        learner.finish_checkpoint()
                     except Interrupted:
-                        learner.save_checkpoint(root, state.step, {"driver": asdict(state)})
+                        save(learner, root, state)
+                        learner.finish_checkpoint()
                         raise
-                return
+                break
             except LearnerLost as error:
-                restarts += 1
+                restarts, rebuilds = restarts + 1, rebuilds + 1
                 if restarts > config.cluster.learner_restarts:
                     raise
                 progress.note(f"{error}; the learner starts again from its newest checkpoint")
+    chosen = checkpoint.folder_of(root, state.best_step) if state.best_step else None
+    write = ray.remote(num_cpus=0)(write_model)
+    ray.get(write.remote(chosen, start, run.models / "rl"), timeout=config.cluster.deadline_s)
+
+
+def live_metrics(buffer: RolloutBuffer, rebuilds: int) -> dict[str, float]:
+    """What changes between steps."""
+    return {**buffer.standing(), "learner_restarts": rebuilds}
+
+
+def save(learner: LearnerGang, root: Place, state: State) -> None:
+    """Begins a checkpoint, unless that of this step is written or under way."""
+    if state.saved_step != state.step:
+        state.saved_step = state.step
+        learner.save_checkpoint(root, state.step, {"driver": asdict(state)}, state.best_step)
+
+
+def write_model(chosen: Place | None, start: Path, target: Path) -> None:
+    """Writes the policy of a checkpoint, or for None the start model, as a Hugging Face folder."""
+    with checkpoint.fetched(chosen) as folder:
+        save_model(unadapted(start_model(start, folder)[0]), target, load_tokenizer(start))
 
 
 def loop(
@@ -117,6 +154,7 @@ def loop(
     state: State,
     learner: LearnerGang,
     pools: Pools,
+    buffer: RolloutBuffer,
     run: RunFolder,
     progress: Progress,
     stage: Stage,
@@ -129,21 +167,25 @@ def loop(
     """
 
     def validate() -> dict[str, float]:
+        started_at, started = time.time(), time.perf_counter()
         verdicts = evaluate(pools, policy, validation, config).verdicts
         solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
         if solved > state.best_solved:
             state.best_step, state.best_solved = state.step, solved
-            learner.save_model(run.models / "rl")
-        return {"validation_solved": solved}
+        return {
+            "validation_solved": solved,
+            "validation_examples": len(verdicts),
+            "started_validate": started_at,
+            "seconds_validate": time.perf_counter() - started,
+        }
 
-    slots = (rl.staleness + 1) * rl.prompts_per_step
-    buffer = RolloutBuffer(pools.generators, pools.scorers, slots, config.cluster.deadline_s)
+    root = config.checkpoint_root("rl")
     next_prompt, end = state.cursor, rl.steps * rl.prompts_per_step
     policy = learner.publish()
     if state.step == 0:
         run.log({"stage": "rl", "step": 0, **validate()})
     while state.step < rl.steps:
-        started = time.perf_counter()
+        started_at, started = time.time(), time.perf_counter()
         while buffer.has_slot() and next_prompt < end:
             sampling = exact_sampling(rl.sampling) if state.exact_decoding else rl.sampling
             buffer.start(request(config, rl, sampling, tokenizer, data, next_prompt), policy)
@@ -164,18 +206,19 @@ def loop(
         if metrics["empty_batches"]:
             progress.note(f"step {state.step}: no update, because in each group all rewards are equal")
         state.cursor += len(taken)
-        publishing = time.perf_counter()
+        publishing_at, publishing = time.time(), time.perf_counter()
         policy = learner.publish()
         buffer.release(taken)
         finished = time.perf_counter()
-        metrics |= {"seconds_publish": finished - publishing, "seconds_step": finished - started}
+        metrics |= {"started_publish": publishing_at, "seconds_publish": finished - publishing}
+        metrics |= {"started_step": started_at, "seconds_step": finished - started}
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds_step"]
         if state.step % rl.validate_every == 0 or state.step == rl.steps:
             metrics |= validate()
         run.log({"stage": "rl", "step": state.step, **metrics})
         stage.update(state.step, metrics)
-        if state.step % rl.checkpoint_every == 0 or state.step == rl.steps:
-            learner.save_checkpoint(run.checkpoints / "rl", state.step, {"driver": asdict(state)})
+        if state.step in (state.best_step, rl.steps) or state.step % rl.checkpoint_every == 0:
+            save(learner, root, state)
 
 
 def kept(taken: list[Call], state: State, run: RunFolder, progress: Progress) -> list[Call]:

@@ -214,8 +214,6 @@ def config_of(small_run: Callable[..., list[str]]) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def reinforced() -> Callable[..., Any]:
     """``reinforced(config, interrupt)``: the weights of the newest checkpoint after the run's diffu-GRPO."""
-    from safetensors.torch import load_file
-
     from d1ray import checkpoint
     from d1ray.evaluate import held_out_prompts
     from d1ray.models import load_tokenizer
@@ -233,8 +231,8 @@ def reinforced() -> Callable[..., Any]:
                 config.data.max_prompt_length,
             )
             reinforce(config, config.model.path, data, validation, folder, progress, interrupt)
-            newest = checkpoint.latest(folder.checkpoints / "rl")
+            newest = checkpoint.latest(config.checkpoint_root("rl"))
             assert newest is not None
-            return load_file(next((newest / "model").glob("*.safetensors")))  # the model, or its adapter
+            return dict(checkpoint.read_model(newest))
 
     return run

@@ -41,16 +41,21 @@ def save_adapter(model: DiffusionLM, folder: Path | str, base: str = "", name: s
     Raises:
         ModelError: the model has no adapter of that name.
     """
-    require_adapter(model, name)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config: Any = model.peft_config[name]  # type: ignore[index]
-    config.base_model_name_or_path, config.inference_mode = base, True
-    config.save_pretrained(folder)
+    save_adapter_config(model, folder, base, name)
     tensors = {
         PREFIX + path: tensor.cpu().contiguous() for path, tensor in adapter_tensors(model, name).items()
     }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def save_adapter_config(model: DiffusionLM, folder: Path, base: str = "", name: str = POLICY) -> None:
+    """Writes ``adapter_config.json``; arguments and errors as of ``save_adapter``."""
+    require_adapter(model, name)
+    config: Any = model.peft_config[name]  # type: ignore[index]
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(folder)
 
 
 def is_adapter_folder(folder: Path) -> bool:

@@ -47,9 +47,7 @@ def save_model(
     folder = final.with_name(f".{final.name}.writing")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    config = {**model.config.to_json(), "torch_dtype": dtype}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_config(model, folder)
     state = model.state_dict()
     split = split_torch_state_dict_into_shards(
         state, filename_pattern="model{suffix}.safetensors", max_shard_size=file_bytes
@@ -65,6 +63,13 @@ def save_model(
         save_tokenizer(tokenizer, folder)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(folder, final)
+
+
+def save_config(model: DiffusionLM, folder: Path) -> None:
+    """Writes ``config.json``."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    config = {**model.config.to_json(), "torch_dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -56,14 +56,20 @@ def generate(
     request: Request,
     incarnation: int,
     version: int,
+    generator: int = -1,
+    seconds_load: float = 0.0,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Runs a request: a ``schema.GENERATED`` table of ``len(prompts) * rollouts`` rows, and notes on how
     it was decoded (``sample_checked``).
 
-    ``reference`` gives the reference model while it is needed: another model, or this one with
-    another adapter.
+    Args:
+        reference: gives the reference model while it is needed: another model, or this one with another
+            adapter.
+        incarnation, version: of the policy, recorded.
+        generator: who samples, recorded.
+        seconds_load: how long loading the policy took just before, recorded.
     """
-    started = time.perf_counter()
+    started_at, started = time.time(), time.perf_counter()
     numbers = range(request.first, request.first + request.rollouts)
     rows = [(prompt, i) for prompt in request.prompts for i in numbers]
     seeds = [(request.seed, prompt.group_id, i) for prompt, i in rows]
@@ -101,6 +107,9 @@ def generate(
             "reference_logps": references,
             "forwards": samples.forwards.cpu().numpy(),
             "text": [decode_completion(tokenizer, ids.tolist(), eos) for ids in completions],
+            "generator": [generator] * len(rows),
+            "started_generate": [started_at] * len(rows),
+            "seconds_load": [seconds_load] * len(rows),
             "seconds_generate": [sampled - started] * len(rows),
             "seconds_logprob": [finished - sampled] * len(rows),
         },

@@ -25,19 +25,27 @@ def example_from_json(task: str, text: str) -> Example:
     return Example(task=task, **(dict(value) | {"tags": tuple(value["tags"])}))  # type: ignore[arg-type]
 
 
-def score_rollouts(table: pa.Table, task: Task, check: Check | None = None) -> pa.Table:
-    """Extends a ``schema.GENERATED`` table to ``schema.SCORED``; ``check`` judges, or this process."""
-    started = time.perf_counter()
+def score_rollouts(table: pa.Table, task: Task, check: Check | None = None, scorer: int = -1) -> pa.Table:
+    """Extends a ``schema.GENERATED`` table to ``schema.SCORED``; ``check`` judges, or this process.
+
+    ``scorer`` is recorded.
+    """
+    started_at, started = time.time(), time.perf_counter()
     examples = [example_from_json(task.name, text) for text in table["example"].to_pylist()]
     pairs = list(zip(examples, table["text"].to_pylist(), strict=True))
     scores = check(pairs) if check else [judged(task, pair) for pair in pairs]
-    columns = _columns(scores, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    columns = _columns(scores) | {
+        "scorer": [scorer] * len(scores),
+        "started_score": [started_at] * len(scores),
+        "seconds_score": [seconds] * len(scores),
+    }
     return pa.table(
         {**{name: table[name] for name in schema.GENERATED.names}, **columns}, schema=schema.SCORED
     )
 
 
-def _columns(scores: list[Score], seconds: float) -> dict[str, list[object]]:
+def _columns(scores: list[Score]) -> dict[str, list[object]]:
     return {
         "reward": [s.reward for s in scores],
         "components": [list(s.components.items()) for s in scores],
@@ -46,5 +54,4 @@ def _columns(scores: list[Score], seconds: float) -> dict[str, list[object]]:
         "formatted": [s.formatted for s in scores],
         "parsed": [s.parsed for s in scores],
         "failure": [s.failure for s in scores],
-        "seconds_score": [seconds] * len(scores),
     }

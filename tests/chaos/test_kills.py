@@ -13,7 +13,9 @@ import psutil
 import pytest
 import torch
 
+from d1ray import checkpoint
 from d1ray.config import Config
+from d1ray.interrupt import Interrupted
 
 ConfigOf: TypeAlias = Callable[..., Config]
 Weights: TypeAlias = dict[str, torch.Tensor]
@@ -29,6 +31,11 @@ def identical(a: Weights, b: Weights) -> bool:
 def steps_done(run: Path) -> int:
     file = run / "metrics.jsonl"
     return len(file.read_text().splitlines()) if file.exists() else 0  # step 0 is a line, too
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows[1:]]
 
 
 @contextmanager
@@ -68,12 +75,42 @@ def _title(process: psutil.Process) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
+def two_ranks(
     ray_cluster: None, config_of: ConfigOf, reinforced: Reinforced, tmp_path_factory: pytest.TempPathFactory
-) -> Weights:
-    """Three steps of two sharded learner ranks and one generator."""
+) -> tuple[Weights, list[float]]:
+    """Three steps of two sharded learner ranks and one generator: the weights and the losses."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    return reinforced(config_of(folder, *TWO_RANKS, "cluster.generators=1"))
+    return reinforced(config_of(folder, *TWO_RANKS, "cluster.generators=1")), losses(folder)
+
+
+@pytest.fixture
+def undisturbed(two_ranks: tuple[Weights, list[float]]) -> Weights:
+    return two_ranks[0]
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_another_number_of_ranks_goes_on_from_a_checkpoint_with_the_same_losses(
+    two_ranks: tuple[Weights, list[float]],
+    config_of: ConfigOf,
+    reinforced: Reinforced,
+    tmp_path: Path,
+    first: int,
+    then: int,
+) -> None:
+    run = tmp_path / "run"
+
+    def settings(ranks: int) -> Config:
+        return config_of(run, *TWO_RANKS, f"cluster.learners={ranks}", "cluster.generators=1")
+
+    with pytest.raises(Interrupted):
+        reinforced(settings(first), lambda: steps_done(run) > 1)
+    newest = checkpoint.latest(run / "checkpoints" / "rl")
+    assert newest is not None and newest.name == "step-00001"
+    assert len(list(newest.glob("optimizer*.safetensors"))) == first
+    weights = reinforced(settings(then))
+    assert losses(run) == pytest.approx(two_ranks[1], abs=1e-5)
+    for name, tensor in two_ranks[0].items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("generators", [2, 4])

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from d1ray import cli
+from d1ray import checkpoint, cli
 
 SmallRun = Callable[..., list[str]]
 DEADLINE_S = 240
@@ -47,7 +47,8 @@ def run(no_process_left_behind: None, small_run: SmallRun, tmp_path_factory: pyt
     assert "interrupted; everything so far is saved" in err
     stopped = steps_of(folder / "run")
     assert 4 <= len(stopped) < 61
-    assert (folder / "run" / "checkpoints" / "rl" / f"step-{stopped[-1]:05d}" / "manifest.json").exists()
+    newest = checkpoint.latest(folder / "run" / "checkpoints" / "rl")
+    assert newest is not None and checkpoint.step_of(newest) == stopped[-1]
     second = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert second.returncode == 0, second.stderr
     return folder / "run"

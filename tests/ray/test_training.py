@@ -23,6 +23,7 @@ from d1ray.diffusion import MaskedDiffusionLoss
 from d1ray.evaluate import evaluate, held_out_prompts
 from d1ray.interrupt import Interrupted
 from d1ray.masked_training import training_step
+from d1ray.metrics import FAMILY, METRICS
 from d1ray.models import load_model, load_tokenizer
 from d1ray.progress import Progress
 from d1ray.recipe import load_config
@@ -214,6 +215,13 @@ def test_the_generators_log_probs_are_the_learners_at_lag_zero(two_steps: dict[s
     rows = [json.loads(line) for line in (two_steps["folder"] / "metrics.jsonl").read_text().splitlines()]
     assert [row["policy_age"] for row in rows[1:]] == [0, 0]
     assert all(row["logprob_gap"] < 1e-5 for row in rows[1:])
+
+
+def test_every_logged_number_is_in_the_table_of_metrics(two_steps: dict[str, Any]) -> None:
+    rows = [json.loads(line) for line in (two_steps["folder"] / "metrics.jsonl").read_text().splitlines()]
+    described = {metric.name for metric in METRICS if not metric.live} | {"stage"}
+    families = {name for row in rows for name in row if name.startswith(FAMILY)}
+    assert families and {name for row in rows for name in row} - families <= described
 
 
 def test_overlapped_runs_with_per_completion_masks_do_not_depend_on_the_number_of_generators(

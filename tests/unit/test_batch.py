@@ -35,7 +35,7 @@ def a_table(reference=True):
     }
     for field in schema.SCORED:
         if field.name not in columns:
-            blank = {pa.string(): "", pa.bool_(): False, pa.float32(): 0.0, pa.int32(): 0}
+            blank = {pa.string(): "", pa.bool_(): False, pa.float32(): 0.0, pa.float64(): 0.0, pa.int32(): 0}
             columns[field.name] = [blank.get(field.type, [])] * len(rows)
     return pa.table(columns, schema=schema.SCORED)
 

@@ -13,7 +13,7 @@ from d1ray.tasks import load_task
 def batch(correct):
     n = len(correct)
     values = {
-        field.name: [{"int": 0, "float": 0.0}.get(str(field.type).rstrip("0123456789"))] * n
+        field.name: [{"int": 0, "float": 0.0, "double": 0.0}.get(str(field.type).rstrip("0123456789"))] * n
         for field in schema.SCORED
     }
     values |= {name: [[]] * n for name in ("prompt_ids", "completion_ids", "step_map", "sampler_logps")}

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from d1ray import checkpoint
+from d1ray import checkpoint_writer
 from d1ray.errors import ModelError
 from d1ray.export import export
 from d1ray.models import (
@@ -48,7 +48,7 @@ def adapted(tmp_path):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
-    folder = checkpoint.save(tmp_path / "run", 3, model, TOKENIZER, {}, {}, 1, tmp_path / "base")
+    folder = checkpoint_writer.save(tmp_path / "run", 3, model, TOKENIZER, {}, {}, 1, tmp_path / "base")
     with torch.no_grad():
         return folder, model(IDS)
 

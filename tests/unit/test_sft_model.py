@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from d1ray import checkpoint
+from d1ray import checkpoint, checkpoint_writer
 from d1ray.config import OptimizerConfig
 from d1ray.models import load_model, save_model
 from d1ray.models.adapter_folder import save_adapter
@@ -71,7 +71,7 @@ def test_a_peft_folder_gets_the_adapter_that_is_asked_for(peft, adapted):
 
 
 def test_a_checkpoint_of_all_weights_is_gone_on_with(tmp_path, start, make_text_model, tokenizer):
-    folder = checkpoint.save(tmp_path, 4, make_text_model(3), tokenizer, {}, {}, 1, start)
+    folder = checkpoint_writer.save(tmp_path, 4, make_text_model(3), tokenizer, {}, {}, 1, start)
     model, base = start_model(start, folder)
     assert base == folder / "model"
     assert torch.equal(model(IDS), make_text_model(3)(IDS))
@@ -93,7 +93,7 @@ def test_an_interrupted_adapter_goes_on_as_if_it_had_not_been(tmp_path, request,
     optimizer = adamw(first, CONFIG)
     train(first, optimizer, range(3))
     tensors = {"optimizer": checkpoint.optimizer_tensors(optimizer)}
-    saved = checkpoint.save(tmp_path / "checkpoints", 3, first, tokenizer, tensors, {}, 1, base)
+    saved = checkpoint_writer.save(tmp_path / "checkpoints", 3, first, tokenizer, tensors, {}, 1, base)
 
     second, base = start_model(folder, saved)
     assert base == folder
@@ -109,10 +109,10 @@ def test_a_run_that_was_moved_goes_on_with_its_adapter(tmp_path, start, adapted,
     run = tmp_path / "run"
     (run / "models").mkdir(parents=True)
     shutil.move(start, run / "models" / "base")
-    checkpoint.save(run / "checkpoints", 3, adapted, tokenizer, {}, {}, 1, run / "models" / "base")
+    checkpoint_writer.save(run / "checkpoints", 3, adapted, tokenizer, {}, {}, 1, run / "models" / "base")
     moved = run.rename(tmp_path / "moved")
     model, base = start_model(moved / "models" / "base", moved / "checkpoints" / "step-00003")
     assert base == moved / "models" / "base"
     assert torch.equal(model(IDS), adapted(IDS))
-    saved = checkpoint.save(moved / "checkpoints", 5, model, tokenizer, {}, {}, 1, base)
+    saved = checkpoint_writer.save(moved / "checkpoints", 5, model, tokenizer, {}, {}, 1, base)
     assert torch.equal(load_model(saved / "model")(IDS), unadapted(adapted)(IDS))

@@ -6,14 +6,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from d1ray import checkpoint
+from d1ray import checkpoint, checkpoint_writer
 from d1ray.config import SFTConfig
 from d1ray.demonstrations import Demonstrations, Phase
 from d1ray.diffusion import MaskedDiffusionLoss
 from d1ray.masked_training import training_step, validation_loss
 from d1ray.models import load_model, save_model
 from d1ray.models.lora import adapter_tensors, add_lora, unadapted
-from d1ray.models.sharding import is_sharded, shard, unsharded
+from d1ray.models.sharding import gathered, is_sharded, shard, unsharded
+from d1ray.models.weights import live_tensors
 from d1ray.recipe import load_config
 from d1ray.rl.optimizer import adamw
 
@@ -24,6 +25,13 @@ SETTINGS = {
     "adapter": {"lora": {"r": 4, "alpha": 8}},
     "bf16 adapter": {"lora": {"r": 4, "alpha": 8}, "precision": "bf16", "gradient_checkpointing": True},
 }
+RESUMED = ("layout", "adapter")
+
+
+def fill(targets, tensors):
+    with torch.no_grad():
+        for name, tensor in tensors:
+            targets[name].copy_(tensor)
 
 
 def phase_of(sft):
@@ -34,7 +42,7 @@ def phase_of(sft):
     )
 
 
-def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS)):
+def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS), save_to=None):
     """Losses, the whole model after the steps, and the optimiser's whole state."""
     config, phase = phase_of(sft)
     bf16 = phase.config.precision == "bf16"
@@ -42,7 +50,7 @@ def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS)):
     if phase.config.lora:
         add_lora(model, phase.config.lora)
     if resume:
-        model.load_state_dict(resume["model"])
+        fill(live_tensors(model), checkpoint.read_model(resume))
     model.gradient_checkpointing = phase.config.gradient_checkpointing
     loss = MaskedDiffusionLoss(model)
     if sharded:
@@ -50,19 +58,21 @@ def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS)):
         assert is_sharded(model)
     optimizer = adamw(model, phase.config.optimizer)
     if resume:
-        checkpoint.restore_optimizer(optimizer, resume["optimizer"])
+        checkpoint.restore_optimizer(optimizer, checkpoint.read(resume, "optimizer"))
     demonstrations = Demonstrations(config, phase, tokenizer, model.config.eos_token_id)
     rows = [training_step(loss, model, optimizer, demonstrations, step) for step in steps]
     held_out = validation_loss(loss, model, demonstrations.validation(3), phase.config)
     keeps = not sharded or dist.get_rank() == 0
-    state = checkpoint.optimizer_tensors(optimizer, keeps)
+    state = checkpoint.optimizer_tensors(optimizer)
+    if save_to:
+        checkpoint_writer.save(save_to, steps.stop, model, tokenizer, {"optimizer": state}, {}, 1, folder)
     whole = unsharded(model, phase.config.lora, keeps) if sharded else model
     return {
         "losses": [row["loss"] for row in rows] + [held_out],
         "norms": [row["grad_norm"] for row in rows],
         "model": whole.state_dict() if keeps else None,
         "merged": unadapted(whole).state_dict() if keeps else None,
-        "optimizer": state,
+        "optimizer": gathered(state, keeps),
     }
 
 
@@ -75,12 +85,13 @@ def rank_main(rank, world, port, folder, tokenizer, out):
             found = trained(folder, tokenizer, sft, sharded=True)
             if rank == 0:
                 torch.save(found, out / f"{name}.pt")
-        first = trained(folder, tokenizer, SETTINGS["adapter"], sharded=True, steps=range(2))
-        shared = [first if rank == 0 else None]
-        dist.broadcast_object_list(shared)
-        rest = trained(folder, tokenizer, SETTINGS["adapter"], True, resume=shared[0], steps=range(2, STEPS))
-        if rank == 0:
-            torch.save(rest, out / "resumed.pt")
+        for name in RESUMED:
+            trained(folder, tokenizer, SETTINGS[name], True, None, range(2), out / f"{name} of two")
+            for writers in ("one", "two"):
+                saved = checkpoint.folder_of(out / f"{name} of {writers}", 2)
+                rest = trained(folder, tokenizer, SETTINGS[name], True, saved, range(2, STEPS))
+                if rank == 0:
+                    torch.save(rest, out / f"{name} of {writers}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -100,8 +111,10 @@ def folder(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="module")
 def two_ranks(folder, tokenizer, tmp_path_factory, start_ranks):
     out = tmp_path_factory.mktemp("out")
+    for name in RESUMED:
+        trained(folder, tokenizer, SETTINGS[name], False, None, range(2), out / f"{name} of one")
     start_ranks(rank_main, 2, folder, tokenizer, out)
-    return {file.stem: torch.load(file) for file in out.glob("*.pt")}
+    return {file.stem: torch.load(file) for file in out.glob("*.pt")} | {"out": out}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -119,10 +132,31 @@ def test_two_sharded_ranks_train_as_one_process(two_ranks, folder, tokenizer, na
         assert found["optimizer"][key].shape == tensor.shape
 
 
-def test_a_sharded_run_goes_on_from_a_gathered_checkpoint(two_ranks):
-    whole, resumed = two_ranks["adapter"], two_ranks["resumed"]
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_sharded_run_goes_on_from_its_checkpoint_bit_identically(two_ranks, name):
+    whole, resumed = two_ranks[name], two_ranks[f"{name} of two"]
     assert resumed["losses"] == whole["losses"][2:]
     assert all(torch.equal(resumed["model"][name], tensor) for name, tensor in whole["model"].items())
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_ranks_go_on_from_a_checkpoint_of_one_and_one_from_that_of_two(
+    two_ranks, folder, tokenizer, name
+):
+    saved = checkpoint.folder_of(two_ranks["out"] / f"{name} of two", 2)
+    one = trained(folder, tokenizer, SETTINGS[name], False, saved, range(2, STEPS))
+    whole = two_ranks[name]["losses"][2:]
+    assert one["losses"] == pytest.approx(whole, abs=1e-5)
+    assert two_ranks[f"{name} of one"]["losses"] == pytest.approx(whole, abs=1e-5)
+
+
+def test_each_rank_writes_its_share_of_a_checkpoint(two_ranks):
+    saved = checkpoint.folder_of(two_ranks["out"] / "layout of two", 2)
+    model, optimizer = ([f.stat().st_size for f in saved.glob(g)] for g in ("model/model-*", "optimizer-*"))
+    assert len(model) == len(optimizer) == 2
+    for sizes in (model, optimizer):
+        assert max(sizes) < 1.3 * min(sizes)
+    assert load_model(saved / "model").state_dict().keys() == two_ranks["layout"]["model"].keys()
 
 
 def test_only_adapters_have_optimiser_state_and_gradients(two_ranks, folder, tokenizer):
