@@ -11,7 +11,7 @@ SOURCES := $(shell find d1ray actors -not -name '*.pyc' -not -name __pycache__)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-unit bench lint format clean
+.PHONY: help demo test test-unit bench lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -69,6 +69,10 @@ lint: .venv/.dev ## ruff, mypy and the layer contracts
 format: .venv/.dev ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+lock: .venv/.runtime ## renew docker/requirements.lock, the image's dependencies
+	@$(PIP) install uv
+	UV='$(BIN)/uv' TORCH='$(TORCH)' docker/lock.sh
 
 clean: ## delete what was built or cached; .venv and runs stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -5,6 +5,8 @@ inherit it.
 """
 
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +55,26 @@ def data_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], Path]:
+    """``program(name)``: a tool that a wheel of the dev extra brings, such as kubectl."""
+    return lambda name: Path(sys.executable).with_name(name)
+
+
+@pytest.fixture(scope="session")
+def kustomize(program: Callable[[str], Path]) -> Callable[[Path], list[dict[str, Any]]]:
+    """``kustomize(folder)``: the Kubernetes objects that `kubectl apply -k folder` would send."""
+    import yaml
+
+    def build(folder: Path) -> list[dict[str, Any]]:
+        command = [program("kubectl"), "kustomize", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return list(yaml.safe_load_all(done.stdout))
+
+    return build
+
+
 # One Ray cluster for the whole session, and a check that none of its processes outlives it
 
 SMALL = [
@@ -75,7 +97,7 @@ SESSION = "D1RAY_TEST_SESSION"  # marks every process that descends from this se
 
 def uses_ray(file: Path) -> bool:
     """Whether a test file is one of those that start Ray."""
-    return file.parent.name in ("ray", "chaos", "benchmarks")
+    return file.parent.name in ("ray", "chaos", "deploy", "benchmarks")
 
 
 @pytest.fixture(scope="session")
