@@ -65,3 +65,16 @@ def steps_of() -> Callable[[Path], list[int]]:
         return [row["step"] for row in rows if row["stage"] == "rl"]
 
     return steps
+
+
+@pytest.fixture
+def saved_step() -> Callable[[Path], int]:
+    """``saved_step(run)``: the step of the newest checkpoint of a run's RL stage."""
+    from d1ray import checkpoint
+
+    def step(run: Path) -> int:
+        newest = checkpoint.latest(run / "checkpoints" / "rl")
+        assert newest is not None
+        return checkpoint.step_of(newest)
+
+    return step

@@ -82,6 +82,7 @@ def test_a_drained_run_fails_its_job_and_goes_on_on_another_cluster(
     tmp_path: Path,
     wait_until: Wait,
     steps_of: Callable[[Path], list[int]],
+    saved_step: Callable[[Path], int],
 ) -> None:
     run = tmp_path / "run"
     overrides = small_run(run, f"rl.steps={STEPS}", "rl.prompts_per_step=2", "rl.validate_every=20")
@@ -116,7 +117,7 @@ def test_a_drained_run_fails_its_job_and_goes_on_on_another_cluster(
     assert subprocess.run(json.loads(healthcheck), env=inside, timeout=120, capture_output=True).returncode
     stopped = steps_of(run)[-1]
     assert 3 <= stopped < STEPS
-    assert (run / "checkpoints" / "rl" / f"step-{stopped:05d}" / "manifest.json").exists()
+    assert saved_step(run) == stopped
 
     with cluster(job, environment, free_port, wait_until) as (address, inside):
         status = submit(address, environment)

@@ -46,6 +46,7 @@ def test_a_job_told_to_go_saves_is_queued_again_and_ends_where_it_would_have(
     tmp_path: Path,
     wait_until: Callable[[Callable[[], bool], str], None],
     steps_of: Callable[[Path], list[int]],
+    saved_step: Callable[[Path], int],
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "job.log"
     # Both generators at once need both nodes.
@@ -62,7 +63,7 @@ def test_a_job_told_to_go_saves_is_queued_again_and_ends_where_it_would_have(
     assert (tmp_path / "scontrol.log").read_text() == "requeue 42\n"
     stopped = steps_of(run)[-1]
     assert 3 <= stopped < STEPS
-    assert (run / "checkpoints" / "rl" / f"step-{stopped:05d}" / "manifest.json").exists()
+    assert saved_step(run) == stopped
 
     again = subprocess.run(
         command, env=slurm, capture_output=True, text=True, timeout=400, start_new_session=True

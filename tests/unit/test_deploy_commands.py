@@ -54,7 +54,9 @@ def config_of(command: str) -> Config:
 
 def commands_in(text: str) -> Iterator[str]:
     """Command lines that name a recipe: at the start of a line, after a comment sign, `--` or `&&`."""
-    for match in re.finditer(r"(?:^|^# |^\$ |-- |&& |auto )[ ]*(d1ray (?:train|sft|doctor) [^'#\n]*)", text, re.M):
+    for match in re.finditer(
+        r"(?:^|^# |^\$ |-- |&& |auto )[ ]*(d1ray (?:train|sft|doctor) [^'#\n]*)", text, re.M
+    ):
         yield match[1].strip().removesuffix(" &")
 
 
