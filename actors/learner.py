@@ -152,7 +152,8 @@ class Learner:
             pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), rollouts)
         eos = self.model.config.eos_token_id
         batch = batch_of(table, advantages, eos, algorithm.estimator.views_per_update, self.device)
-        metrics = learn(self.model, self.optimizer, batch, step, self.seed, self.config, self.scorer)
+        stale = min(table["policy_version"].to_pylist()) < self.version
+        metrics = learn(self.model, self.optimizer, batch, step, self.seed, self.config, self.scorer, stale)
         self.version += 1
         self._sync_reference(int(metrics["updates"]))
         self._count_failures(int(metrics["nonfinite"]), int(metrics["updates"]))
