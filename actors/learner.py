@@ -161,9 +161,12 @@ class Learner:
             pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), rollouts)
         eos = self.model.config.eos_token_id
         batch = batch_of(table, advantages, eos, algorithm.estimator.views_per_update, self.device)
+        stale = min(table["policy_version"].to_pylist()) < self.version
         self._move(self.device)
         try:
-            metrics = learn(self.model, self.optimizer, batch, step, self.seed, self.config, self.scorer)
+            metrics = learn(
+                self.model, self.optimizer, batch, step, self.seed, self.config, self.scorer, stale
+            )
         finally:
             self._move(self.home)
         self.version += 1

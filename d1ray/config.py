@@ -21,7 +21,7 @@ from upath import UPath
 from d1ray.diffusion.sampler_config import SamplerConfig
 from d1ray.models.chat import prompt_fits
 from d1ray.models.lora import LoRAConfig
-from d1ray.rl.algorithms import Algorithm, DiffuGRPO, load_algorithm
+from d1ray.rl.algorithms import ALGORITHMS, Algorithm, DiffuGRPO, load_algorithm
 from d1ray.rl.mismatch import MismatchConfig
 from d1ray.settings import (
     AbsolutePath,
@@ -199,6 +199,12 @@ class RLConfig(Strict):
     skip_zero_advantage: bool = Field(False, description="leave groups with equal rewards out of the loss")
     reference_sync_updates: PositiveInt | None = Field(64, description="null: the reference never moves")
     staleness: NonNegativeInt = Field(0, description="0 is synchronous")
+    importance_cap: PositiveFloat | None = Field(
+        None,
+        description="null: the clipped ratio refers to the policy that sampled; a number C: it refers to the "
+        "policy before the step, and each token (of sequence-level losses each completion) is weighted by "
+        "min(C, pi_before / pi_sampled)",
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplerConfig = SamplerConfig()
     mismatch: MismatchConfig = MismatchConfig()
@@ -222,6 +228,16 @@ class RLConfig(Strict):
     @model_validator(mode="after")
     def _what_is_offloaded_is_sharded(self) -> Self:
         check_offload("rl", self.offload, self.sharding)
+        return self
+
+    @model_validator(mode="after")
+    def _importance_can_be_weighed(self) -> Self:
+        if self.importance_cap is not None and not self.algorithm.weighs_importance:
+            able = ", ".join(name for name, kind in ALGORITHMS.items() if kind.weighs_importance)
+            raise ValueError(
+                f"importance_cap={self.importance_cap:g} does not work with algorithm {self.algorithm.name}; "
+                f"set it to null, or use one of {able}"
+            )
         return self
 
 

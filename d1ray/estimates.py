@@ -91,10 +91,11 @@ def _shares(rl: RLConfig, generators: int, learners: int, likelihoods: int) -> d
     """Forward passes of rows an actor, as shares; a backward pass costs two, recomputed blocks one more."""
     shared = getattr(rl.algorithm.estimator, "mask_scope", "completion") == "group"
     rows = (1 if shared else rl.group_size) * rl.algorithm.estimator.views_per_update * rl.mu
+    before = rl.importance_cap is not None and rl.staleness > 0  # a pass under the policy before the step
     costs = {
         "generate": rl.group_size * rl.sampling.steps / generators,
         "logprob": rows * likelihoods / generators,
-        "learn": rows * (4 if rl.gradient_checkpointing else 3) / learners,
+        "learn": rows * (3 + rl.gradient_checkpointing + before) / learners,
     }
     return {name: cost / sum(costs.values()) for name, cost in costs.items()}
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""The head pod's preStop hook (`d1ray-drain`): runs whose driver is on this node save a checkpoint before the node goes.
+"""The head pod's preStop hook (`d1ray-drain`): runs driven from this node save a checkpoint before it goes.
 
-Each gets SIGTERM, as from a person, so that it ends with status 143 and its job counts as failed: a RayJob then tries again, on
-another cluster. (`ray job stop` would count it as finished.) Waits until they have ended, at most RAY_JOB_STOP_WAIT_TIME_S.
-The dashboard to ask is at RAY_API_SERVER_ADDRESS.
+Each gets SIGTERM, as from a person, so that it ends with status 143 and its job counts as failed: a RayJob
+then tries again, on another cluster. (`ray job stop` would count it as finished.) Waits until they have
+ended, at most RAY_JOB_STOP_WAIT_TIME_S. The dashboard to ask is at RAY_API_SERVER_ADDRESS.
 """
 
 import os
@@ -15,7 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 
 def running(client: JobSubmissionClient) -> list[int]:
-    """Process ids of the drivers of running jobs. KubeRay's runs on the head: the entrypoint asks for no resources."""
+    """Process ids of the drivers of running jobs. KubeRay's are on the head: they ask for no resources."""
     return [
         int(job.driver_info.pid)
         for job in client.list_jobs()

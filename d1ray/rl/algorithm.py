@@ -38,12 +38,15 @@ class Terms:
 
     Attributes:
         new: ``[K, n, G, L]`` log-probabilities under the current policy, with gradient.
-        old: the same under the policy that sampled; None if the algorithm does not need it.
+        old: the same under the policy that the ratio refers to, which is the one that sampled unless
+            ``behaviour`` is given; None if the algorithm does not need it.
         reference: the same under the reference policy; None if the algorithm does not need it.
         weights: ``[K, n, G, L]`` the estimator's weights; 0 where a view does not score the token.
         scored: ``[n, G, L]`` bool, True up to and including the first EOS.
         advantages: ``[n, G]``.
         totals: of the whole batch.
+        behaviour: as ``old``, under the policy that sampled, where ``old`` is under a later one; else None.
+        importance_cap: the largest weight pi_old / pi_behaviour; set where ``behaviour`` is.
     """
 
     new: Tensor
@@ -53,6 +56,8 @@ class Terms:
     scored: Tensor
     advantages: Tensor
     totals: Totals
+    behaviour: Tensor | None = None
+    importance_cap: float | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -81,6 +86,7 @@ class Algorithm(Strict):
     estimators: ClassVar[tuple[str, ...]]  # names of the estimators the loss makes sense with
     mixes_views: ClassVar[bool] = False  # True: the loss is not a sum over views
     needs_old: ClassVar[bool] = True  # False: the loss uses no log-probabilities of the sampling policy
+    weighs_importance: ClassVar[bool] = False  # True: the loss heeds ``Terms.behaviour``
 
     name: str
     estimator: AnyEstimator

@@ -17,16 +17,19 @@ class Batch:
 
     Attributes:
         groups: n groups: prompts, completions, step maps and what is scored of them.
-        old: ``[n, G, M, K, L]`` log-probabilities under the policy that sampled, by inner update and
-            view; None when the algorithm does not need them.
+        old: ``[n, G, M, K, L]`` log-probabilities under the policy that ratios refer to, by inner update
+            and view; None when the algorithm does not need them.
         reference: the same under the reference policy, or None.
         advantages: ``[n, G]``.
+        behaviour: as ``old``, under the policy that sampled, where ``old`` is under another one
+            (``d1ray.rl.proximal``); else None.
     """
 
     groups: tuple[Group, ...]
     old: Tensor | None
     reference: Tensor | None
     advantages: Tensor
+    behaviour: Tensor | None = None
 
     def select(self, groups: NDArray[np.int64]) -> "Batch":
         """The batch restricted to ``groups`` (indices), in that order."""
@@ -36,6 +39,7 @@ class Batch:
             None if self.old is None else self.old[index],
             None if self.reference is None else self.reference[index],
             self.advantages[index],
+            None if self.behaviour is None else self.behaviour[index],
         )
 
 

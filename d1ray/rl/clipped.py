@@ -6,6 +6,7 @@ With a log-ratio x = l_new - l_old, of a token in one view or of a sequence:
     J   = min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A)
     k3  = exp(y) - y - 1,  y = l_ref - l_new       (per token: unbiased, never negative)
     k2  = y^2 / 2                                  (its gradient in l_new is l_new - l_ref)
+    w   = min(C, exp(l_old - l_behaviour))         (no gradient; weighs J where l_old is not of who sampled)
 
 ``exp`` is continued by its tangent beyond ``LOG_RATIO_LIMIT``: one outlier cannot overflow to inf and
 cost the whole update, and yet a bad token that became far too likely is still pushed back.
@@ -45,6 +46,17 @@ def clipped_surrogate(
     return torch.minimum(ratio * advantages, limited * advantages), (beyond & (advantages != 0)).float()
 
 
+def truncated_importance(old: Tensor, behaviour: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """w of log-probabilities, and 1.0 where ``cap`` cuts it.
+
+    Decoupled PPO (arXiv 2110.00641; AReaL, arXiv 2505.24298): the clip keeps the policy near the one before
+    the step, and w makes up for the samples being an older one's. Truncation bounds the variance, at a bias;
+    AReaL's code leaves out what is above the cap instead.
+    """
+    weight = (old - behaviour).exp()
+    return weight.clamp(max=cap), (weight > cap).float()
+
+
 @dataclass(frozen=True)
 class ClippedLoss:
     """Per-token values, 0 where nothing is scored. ``loss`` carries the gradient, the others are detached.
@@ -66,22 +78,26 @@ def clipped_loss(
     epsilon_low: float,
     epsilon_high: float,
     beta: float,
+    importance: Tensor | None = None,
 ) -> ClippedLoss:
-    """The loss beta k3 - J of every token, all arguments broadcast together.
+    """The loss beta k3 - w J of every token, all arguments broadcast together.
 
     Args:
         new: log-probabilities under the current policy, with gradient.
-        old: under the policy that sampled, same view.
+        old: under the policy that the ratio refers to, same view.
         reference: under the reference; may be None when ``beta`` is 0.
         advantages: of the completions.
         scored: bool; values elsewhere are ignored, even if they are not finite.
         epsilon_low: how far below 1 a ratio may fall.
         epsilon_high: how far above 1 a ratio may rise.
         beta: KL weight.
+        importance: w; None is 1 everywhere.
     """
     new = torch.where(scored, new, 0.0)  # where, not *: an unscored -inf must not become NaN
     ratio = bounded_exp(new - torch.where(scored, old, 0.0))
     surrogate, clipped = clipped_surrogate(ratio, advantages, epsilon_low, epsilon_high)
+    if importance is not None:
+        surrogate = importance * surrogate
     kl = torch.zeros_like(ratio)
     if beta > 0:
         if reference is None:

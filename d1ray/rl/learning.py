@@ -11,6 +11,7 @@ from d1ray.diffusion.likelihood import ViewLogps
 from d1ray.models import DiffusionLM
 from d1ray.rl.batch import Batch
 from d1ray.rl.optimizer import learning_rate, optimizer_step
+from d1ray.rl.proximal import with_proximal
 from d1ray.rl.update import accumulate_gradient
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ def learn(
     seed: int,
     config: RLConfig,
     scorer: ViewLogps | None = None,
+    stale: bool = False,
 ) -> dict[str, float]:
     """Runs the mu inner updates of outer step ``step`` (from 0), each on the whole batch.
 
@@ -32,12 +34,17 @@ def learn(
     With ``config.skip_zero_advantage`` groups of equal rewards are left out of the loss and of its
     denominators. If that leaves none, nothing is updated, ``empty_batches`` is 1 and a warning is logged.
 
+    Args:
+        stale: some group was sampled by an older policy than ``model`` is. With ``config.importance_cap``
+            the ratios then refer to ``model``, and the surrogate is weighted.
+
     Returns:
         ``groups_with_advantage``, the share of groups that teach something; ``updates`` made, ``nonfinite``
         ones dropped because their loss or gradient was, and ``empty_batches``. Unless the batch was empty,
         also the loss and the algorithm's metrics, averaged over the inner updates, and ``logprob_gap`` of
         the first one: the mean |l_learner - l_generator| before any update, 0 up to rounding when the
-        rollouts are on-policy (absent if the algorithm has no old log-probabilities).
+        rollouts are on-policy (absent if the algorithm has no old log-probabilities). Where the surrogate
+        was weighted, ``importance_mean`` and ``importance_truncated``, the share of weights cut at the cap.
     """
     informative = np.flatnonzero((batch.advantages != 0).any(dim=1).cpu().numpy())
     metrics = {
@@ -56,6 +63,8 @@ def learn(
             )
             return metrics | {"empty_batches": 1.0}
         batch = batch.select(informative)
+    if stale and config.importance_cap is not None:
+        batch = with_proximal(model, batch, seed, config, scorer)
     rows = []
     for inner in range(config.mu):
         update = accumulate_gradient(model, batch, inner, seed, config, scorer)

@@ -8,25 +8,23 @@ of any size, and sends dloss/dl back through it. Memory is that of one part eith
 Shapes: K views, n groups, G completions, L completion length.
 """
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from d1ray.config import RLConfig
-from d1ray.diffusion import GroupView, View, join_views
+from d1ray.diffusion import GroupView
 from d1ray.diffusion.likelihood import ViewLogps, split_rows
 from d1ray.models import DiffusionLM
-from d1ray.models.sharding import device_of, is_sharded, ranks
+from d1ray.models.sharding import is_sharded, ranks
 from d1ray.rl.algorithm import Algorithm, Terms, Totals
 from d1ray.rl.batch import Batch
 from d1ray.rl.likelihoods import view_logps
+from d1ray.rl.rounds import Idle, joined, rounds
 
 
 def accumulate_gradient(
@@ -48,7 +46,7 @@ def accumulate_gradient(
 
     Returns:
         ``loss`` and the algorithm's metrics, as means over the batch; and ``gap``, the mean
-        |l_new - l_old| of scored tokens before the update, if the algorithm has old log-probabilities.
+        |l_new - l_behaviour| of scored tokens before the update, if the algorithm has old log-probabilities.
     """
     algorithm, mask_id = config.algorithm, model.config.mask_token_id
     scorer = scorer or ViewLogps(model)
@@ -58,23 +56,25 @@ def accumulate_gradient(
     sharded = is_sharded(model)
     scale = world if sharded else 1  # FSDP averages over the ranks
     metrics: defaultdict[str, float] = defaultdict(float)
-    idle = _Idle(scorer, model, batch, views)
+    idle = Idle(scorer, model, batch, views)
     for shares in rounds(batch, views, config, world):
         own = shares[rank]
         part = batch.select(own.groups)
         calls = [max(share.calls[k] for share in shares) for k in range(algorithm.estimator.views_per_update)]
         if any(share.large for share in shares) or (algorithm.mixes_views and len(calls) > 1):
             groups = [[views[g][k] for g in own.groups] for k in range(len(calls))]  # [K][n]
-            joined = [_joined(model, part, some) for some in groups] if len(own.groups) else []
+            joins = [joined(model, part, some) for some in groups] if len(own.groups) else []
             with torch.no_grad():
-                logps = [view_logps(scorer, view, own.rows) for view in joined]
+                logps = [view_logps(scorer, view, own.rows) for view in joins]
                 idle.run(sum(calls) - sum(own.calls))
             gradients = []
-            if joined:
+            if joins:
                 leaf = torch.stack(logps).requires_grad_()  # [K, N, L]
-                _backward(algorithm, _terms(leaf, part, groups, 0, inner, totals), metrics)
+                _backward(
+                    algorithm, _terms(leaf, part, groups, 0, inner, totals, config.importance_cap), metrics
+                )
                 gradients = list(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
-            for view, gradient in zip(joined, gradients, strict=True):
+            for view, gradient in zip(joins, gradients, strict=True):
                 for mine, some_rows in split_rows(view, own.rows):
                     scorer(some_rows).backward(scale * gradient[mine])
             idle.backward(sum(calls) - sum(own.calls))
@@ -82,8 +82,9 @@ def accumulate_gradient(
         for k, most in enumerate(calls):
             if len(own.groups):
                 some = [views[g][k] for g in own.groups]
-                view = _joined(model, part, some)
-                terms = _terms(view_logps(scorer, view, own.rows)[None], part, [some], k, inner, totals)
+                view = joined(model, part, some)
+                new = view_logps(scorer, view, own.rows)[None]
+                terms = _terms(new, part, [some], k, inner, totals, config.importance_cap)
                 _backward(algorithm, terms, metrics, scale)
             idle.backward(most - own.calls[k])
     if world > 1 and not sharded:
@@ -103,89 +104,6 @@ def count(batch: Batch, views: Sequence[Sequence[GroupView]]) -> Totals:
     )
 
 
-@dataclass(frozen=True)
-class Share:
-    """One rank's micro-batch in a round.
-
-    Attributes:
-        groups: indices of its groups; none where the others have more rounds.
-        rows: at most so many rows in one call of the model.
-        calls: ``[K]`` calls that each view takes.
-        large: some view takes more than one call.
-    """
-
-    groups: NDArray[np.int64]
-    rows: int
-    calls: tuple[int, ...]
-    large: bool
-
-
-def rounds(
-    batch: Batch, views: Sequence[Sequence[GroupView]], config: RLConfig, world: int
-) -> Iterator[list[Share]]:
-    """What each of ``world`` ranks does, round by round: every rank knows how often all the others call the
-    model, because those of sharded weights have to call it together.
-
-    Rank r has the groups r, r + world, ...; a micro-batch holds as many as fit in ``micro_batch_tokens``.
-    """
-    most = max(len(view.inputs) for group in views for view in group)
-    width = max(len(group.prompt) + group.completions.shape[1] for group in batch.groups)
-    size = max(1, config.micro_batch_tokens // (most * width))
-    for first in range(0, math.ceil(len(batch.groups) / world), size):
-        yield [
-            _share(batch, views, np.arange(rank, len(batch.groups), world)[first : first + size], config)
-            for rank in range(world)
-        ]
-
-
-def _share(
-    batch: Batch, views: Sequence[Sequence[GroupView]], groups: NDArray[np.int64], config: RLConfig
-) -> Share:
-    count = len(views[0])
-    if not len(groups):
-        return Share(groups, 1, (0,) * count, large=False)
-    width = max(len(batch.groups[g].prompt) + batch.groups[g].completions.shape[1] for g in groups)
-    rows = max(1, config.micro_batch_tokens // width)
-    inputs = [sum(len(views[g][k].inputs) for g in groups) for k in range(count)]
-    used = [sum(_used_rows(views[g][k]) for g in groups) for k in range(count)]
-    return Share(groups, rows, tuple(math.ceil(n / rows) for n in used), large=max(inputs) > rows)
-
-
-def _used_rows(view: GroupView) -> int:
-    """How many of a view's rows score something."""
-    return len(np.unique(view.row_of[(view.weights != 0).any(axis=-1)]))
-
-
-class _Idle:
-    """Calls of the model whose result counts nothing: the other ranks need this one's part in their sums."""
-
-    def __init__(
-        self,
-        scorer: ViewLogps,
-        model: DiffusionLM,
-        batch: Batch,
-        views: Sequence[Sequence[GroupView]],
-    ):
-        self.scorer, self.model, self.batch, self.views = scorer, model, batch, views
-
-    def run(self, times: int) -> None:
-        for _ in range(times):
-            self.scorer(self._view())
-
-    def backward(self, times: int) -> None:
-        for _ in range(times):
-            (0.0 * self.scorer(self._view()).sum()).backward()
-
-    def _view(self) -> View:
-        """The first row of the first group, with one token to score."""
-        view = _joined(self.model, self.batch.select(np.array([0])), [self.views[0][0]])
-        scored = torch.zeros_like(view.scored)
-        scored[0, 0] = True
-        first = torch.zeros_like(view.row_of)
-        mask = None if view.attention_mask is None else view.attention_mask[:1]
-        return View(view.input_ids[:1], mask, view.completions, first, scored)
-
-
 def _summed(metrics: Mapping[str, float], world: int) -> dict[str, float]:
     """Sums over the ranks, in their order."""
     if world == 1:
@@ -196,13 +114,14 @@ def _summed(metrics: Mapping[str, float], world: int) -> dict[str, float]:
     return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
 
 
-def _joined(model: DiffusionLM, batch: Batch, views: Sequence[GroupView]) -> View:
-    completions = [group.completions for group in batch.groups]
-    return join_views(views, completions, model.config.pad_token_id, device_of(model))
-
-
 def _terms(
-    new: Tensor, part: Batch, views: Sequence[Sequence[GroupView]], first: int, inner: int, totals: Totals
+    new: Tensor,
+    part: Batch,
+    views: Sequence[Sequence[GroupView]],
+    first: int,
+    inner: int,
+    totals: Totals,
+    cap: float | None,
 ) -> Terms:
     """The terms of ``views [K][n]``, the first of them view ``first`` of inner update ``inner``."""
     chosen = slice(first, first + len(views))
@@ -219,6 +138,8 @@ def _terms(
         scored=torch.from_numpy(np.stack([group.scored for group in part.groups])).to(new.device),
         advantages=part.advantages,
         totals=totals,
+        behaviour=stored(part.behaviour),
+        importance_cap=cap,
     )
 
 
@@ -231,6 +152,7 @@ def _backward(
     metrics["loss"] += float(loss.total.detach())
     for name, value in loss.metrics.items():
         metrics[name] += float(value)
-    if terms.old is not None:
-        away = (terms.new.detach() - terms.old).abs()
+    sampled = terms.old if terms.behaviour is None else terms.behaviour
+    if sampled is not None:
+        away = (terms.new.detach() - sampled).abs()
         metrics["gap"] += float(away[terms.weights != 0].sum()) / terms.totals.view_tokens

@@ -137,7 +137,8 @@ def make_groups():
 
 
 def make_terms(algorithm, away=0.3, rewards=None):
-    """Terms in fp64: random log-probabilities in the estimator's own views; old and reference near them."""
+    """Terms in fp64: random log-probabilities in the estimator's own views; the other policies' near them.
+    The groups are an older policy's where the algorithm can weigh them."""
     groups, draw = make_groups(), torch.Generator().manual_seed(1)
     views = [algorithm.estimator.views(group, MASK, SEED, 0) for group in groups]
     weights = torch.from_numpy(np.stack([[view.weights for view in mine] for mine in views], axis=1)).double()
@@ -158,6 +159,8 @@ def make_terms(algorithm, away=0.3, rewards=None):
         scored=scored,
         advantages=torch.from_numpy(algorithm.advantages(rewards)).double(),
         totals=Totals(N, N * G, int(scored.sum()), int((weights != 0).sum())),
+        behaviour=old + away * normal() if algorithm.weighs_importance else None,
+        importance_cap=1.2 if algorithm.weighs_importance else None,
     )
 
 
@@ -178,6 +181,7 @@ def sliced(terms, views, groups):
         new=terms.new.detach()[views, groups],
         old=part(terms.old),
         reference=part(terms.reference),
+        behaviour=part(terms.behaviour),
         weights=terms.weights[views, groups],
         scored=terms.scored[groups],
         advantages=terms.advantages[groups],
@@ -218,7 +222,7 @@ def test_what_stands_where_nothing_is_scored_is_ignored(algorithm, poison):
         return None if values is None else torch.where(terms.weights != 0, values.detach(), poison)
 
     bad = replace(
-        terms, new=poisoned(terms.new), old=poisoned(terms.old), reference=poisoned(terms.reference)
+        terms, **{name: poisoned(getattr(terms, name)) for name in ("new", "old", "reference", "behaviour")}
     )
     value, gradient, metrics = evaluated(algorithm, terms)
     bad_value, bad_gradient, bad_metrics = evaluated(algorithm, bad)
@@ -227,7 +231,7 @@ def test_what_stands_where_nothing_is_scored_is_ignored(algorithm, poison):
     assert (gradient[terms.weights == 0] == 0).all()
 
 
-@pytest.mark.parametrize("which", ["new", "old", "reference"])
+@pytest.mark.parametrize("which", ["new", "old", "reference", "behaviour"])
 def test_a_nan_where_something_is_scored_is_not_hidden(algorithm, which):
     terms = make_terms(algorithm)
     if getattr(terms, which) is not None:
@@ -280,6 +284,7 @@ def test_permuting_the_completions_of_groups_permutes_the_gradient(algorithm):
         new=permuted(terms.new),
         old=permuted(terms.old),
         reference=permuted(terms.reference),
+        behaviour=permuted(terms.behaviour),
         weights=permuted(terms.weights),
         scored=terms.scored[:, order],
         advantages=terms.advantages[:, order],
@@ -288,6 +293,37 @@ def test_permuting_the_completions_of_groups_permutes_the_gradient(algorithm):
     other_value, other_gradient, _ = evaluated(algorithm, other)
     assert other_value == pytest.approx(value)
     assert torch.allclose(other_gradient, gradient[:, :, order])
+
+
+def test_an_importance_cap_is_refused_unless_the_loss_weighs_its_surrogate(algorithm):
+    overrides = [f"rl.algorithm.name={algorithm.name}", "rl.importance_cap=2"]
+    if algorithm.weighs_importance:
+        assert load_config("sudoku-tiny", overrides).rl.importance_cap == 2
+        return
+    with pytest.raises(ConfigError) as error:
+        load_config("sudoku-tiny", overrides)
+    assert str(error.value) == (
+        f"rl: importance_cap=2 does not work with algorithm {algorithm.name}; set it to null, or use one of "
+        "coupled_grpo, diffu_grpo, espo, gdpo, tracerl, unigrpo"
+    )
+
+
+def test_importance_weights_of_one_change_no_bit_and_those_above_the_cap_are_the_cap(algorithm):
+    if not algorithm.weighs_importance:
+        return
+    algorithm = algorithm.model_copy(update={"beta": 0.0})  # a KL is not weighted
+    terms = make_terms(algorithm)
+    value, gradient, metrics = evaluated(algorithm, replace(terms, behaviour=None, importance_cap=None))
+    same, same_gradient, same_metrics = evaluated(algorithm, replace(terms, behaviour=terms.old))
+    weighed = {"importance_mean": pytest.approx(1), "importance_truncated": 0}
+    assert (same, same_metrics) == (value, metrics | weighed)
+    assert torch.equal(same_gradient, gradient)
+    rare = replace(terms, behaviour=terms.old - 50)
+    capped, capped_gradient, capped_metrics = evaluated(algorithm, rare)
+    assert capped == pytest.approx(1.2 * value)
+    assert torch.allclose(capped_gradient, 1.2 * gradient)
+    weighed = {"importance_mean": pytest.approx(1.2), "importance_truncated": pytest.approx(1)}
+    assert capped_metrics == metrics | weighed
 
 
 # Learning steps of a model

@@ -17,7 +17,7 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from actors.placement import bundles, demands
+from actors.placement import kinds
 from d1ray.cli import app
 from d1ray.config import Config
 from d1ray.recipe import load_config
@@ -115,15 +115,17 @@ def faults(config: Config, types: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Pools without room, or not tied to one group of their own."""
     c = config.cluster
     most = {"generator": c.max_generators or c.generators}
-    for kind, count, bundle in bundles(c, learner=True):
-        fits = room(types, bundle, "max_workers")
-        if not {kind, f"{kind}s"} & set(fits) or len(fits) > 1:
-            yield f"a {kind} ({bundle}) belongs to {sorted(fits) or 'no group'}"
-        elif sum(fits.values()) < most.get(kind, count):
-            yield f"no room for {most.get(kind, count)} {kind}s: {fits}"
-    for resource, amount, asked in demands(c, "sft", learner=True) if config.sft else []:
-        if amount > sum(kind["resources"].get(resource, 0) * kind["min_workers"] for kind in types.values()):
-            yield f"SFT does not ask the autoscaler, and {asked} is more than there is from the start"
+    for kind in kinds(c, "rl", learner=True):
+        fits, pool = room(types, kind.bundle, "max_workers"), kind.name.split()[0]
+        if not {pool, f"{pool}s"} & set(fits) or len(fits) > 1:
+            yield f"a {kind.name} ({kind.bundle}) belongs to {sorted(fits) or 'no group'}"
+        elif sum(fits.values()) < most.get(pool, kind.count):
+            yield f"no room for {most.get(pool, kind.count)} {pool}s: {fits}"
+    for kind in kinds(c, "sft", learner=True) if config.sft else []:
+        for resource, amount in kind.bundle.items():
+            there = sum(own["resources"].get(resource, 0) * own["min_workers"] for own in types.values())
+            if kind.count * amount > there:
+                yield f"SFT does not ask the autoscaler, and {kind} is more than there is from the start"
 
 
 def job_of(kustomize: Kustomize, name: str) -> dict[str, Any]:

@@ -21,22 +21,33 @@ from d1ray.rl.batch import Batch, up_to_first_eos
 from d1ray.rl.learning import learn
 from d1ray.rl.likelihoods import group_logps
 from d1ray.rl.optimizer import adamw
+from d1ray.rl.proximal import with_proximal
 from d1ray.rl.update import accumulate_gradient
 
 MASK, SEED, MU, GROUPS = 1, 5, 2, 5
 ALGORITHMS = {"diffu_grpo": {}, "espo": {}, "coupled_grpo": {}}  # one view, views that mix, several views
 TOKENS = (16384, 60, 1)  # everything at once, some groups, a row
-CASES = [*product(ALGORITHMS, TOKENS, [False]), ("diffu_grpo", 60, True)]
-FEW = [("diffu_grpo", 60, False), ("espo", 60, False), ("diffu_grpo", 60, True)]  # offloaded, and in bf16
+CASES = [  # algorithm, tokens, whether an adapter is trained, whether an older policy sampled
+    *product(ALGORITHMS, TOKENS, [False], [False]),
+    ("diffu_grpo", 60, True, False),
+    ("diffu_grpo", 60, False, True),
+    ("espo", 1, False, True),
+]
+FEW = [  # offloaded, and in bf16
+    ("diffu_grpo", 60, False, False),
+    ("espo", 60, False, False),
+    ("diffu_grpo", 60, True, False),
+]
 
 
-def config_of(name, tokens, lora):
+def config_of(name, tokens, lora, stale):
     return RLConfig(
         steps=2,
         mu=MU,
         algorithm=load_algorithm({"name": name, **ALGORITHMS[name]}),
         micro_batch_tokens=tokens,
         lora=LoRAConfig(r=4, alpha=8) if lora else None,
+        importance_cap=1.02 if stale else None,
         optimizer=OptimizerConfig(learning_rate=1e-5, weight_decay=0.0),
     )
 
@@ -72,7 +83,7 @@ def batch_of(folder, config):
 
 def learned(folder, case, sharded, offload=False, bf16=False):
     """The gradient and metrics of one update, and the weights and metrics after a step of all."""
-    config = config_of(*case)
+    config, stale = config_of(*case), case[-1]
     batch = batch_of(folder, config)
     found = {}
     for part in ("update", "step"):
@@ -83,10 +94,12 @@ def learned(folder, case, sharded, offload=False, bf16=False):
         if sharded:
             shard(scorer, model, torch.device("cpu"), bf16, offload)
         if part == "update":
-            found["metrics"] = accumulate_gradient(model, batch, 0, SEED, config, scorer)
+            seen = with_proximal(model, batch, SEED, config, scorer) if stale else batch
+            found["metrics"] = accumulate_gradient(model, seen, 0, SEED, config, scorer)
             trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
         else:
-            found["means"] = learn(model, adamw(model, config.optimizer), batch, 0, SEED, config, scorer)
+            optimizer = adamw(model, config.optimizer)
+            found["means"] = learn(model, optimizer, batch, 0, SEED, config, scorer, stale)
             trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         found[part] = {name: whole(tensor) for name, tensor in trained.items()}
     return found
@@ -137,6 +150,7 @@ def results(folder, tmp_path_factory, start_ranks):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_ranks_learn_as_one_process(results, folder, case, world, sharded):
     one, many = learned(folder, case, False), results[f"{world}-{CASES.index(case)}-{sharded}"]
+    assert 0 < one["metrics"].get("importance_truncated", 0.5) < 1
     assert many["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
     assert many["means"] == pytest.approx(one["means"], rel=1e-4, abs=1e-6)
     gradient = torch.cat([g.flatten() for g in one["update"].values()])

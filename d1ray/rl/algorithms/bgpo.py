@@ -10,7 +10,8 @@ exp(mean d) >= 1 + mean d, and mean exp(d) >= exp(mean d): without the clip, mea
 A exp(mean_v d_v) from below and has its value and gradient at l = l_old. Memory does not grow with K.
 As in the code the clip is per view and no KL is used. The code divides by the padded length, and cuts
 the loss of bad completions at three times their advantage; here n is the completion's own, and nothing
-is cut.
+is cut. ``rl.importance_cap`` is refused: the bound holds for a completion's weight, which all views make
+together, and not for a weight of each view.
 """
 
 from typing import ClassVar, Literal

@@ -31,16 +31,8 @@ class CoupledGRPO(TokenClipped):
     advantage: AdvantageName = "leave_one_out"
     epsilon: PositiveFloat = Field(0.5, description="PPO clip range")
 
-    def loss(self, terms: Terms) -> Loss:
-        def token(logps: Tensor | None) -> Tensor | None:
-            return None if logps is None else terms.weighted(logps).sum(0)  # [n, G, L]
+    def token_logps(self, terms: Terms, logps: Tensor) -> Tensor:
+        return terms.weighted(logps).sum(0)  # l [n, G, L]
 
-        return self.mean_loss(
-            terms.weighted(terms.new).sum(0),
-            token(terms.old),
-            token(terms.reference),
-            terms.advantages,
-            (terms.weights != 0).any(0),
-            1,
-            terms.totals.tokens,
-        )
+    def loss(self, terms: Terms) -> Loss:
+        return self.mean_loss(terms, (terms.weights != 0).any(0), 1, terms.totals.tokens)

@@ -23,5 +23,4 @@ class DiffuGRPO(TokenClipped):
     beta: NonNegativeFloat = Field(0.04, description="weight of the k3 KL to the reference")
 
     def loss(self, terms: Terms) -> Loss:
-        scored, tokens = terms.weights != 0, terms.totals.view_tokens
-        return self.mean_loss(terms.new, terms.old, terms.reference, terms.advantages, scored, 1, tokens)
+        return self.mean_loss(terms, terms.weights != 0, 1, terms.totals.view_tokens)

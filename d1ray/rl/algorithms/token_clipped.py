@@ -3,15 +3,20 @@
 They differ in the estimator, in the policy that the KL refers to, and in how tokens are averaged.
 """
 
+from typing import ClassVar
+
+import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from d1ray.rl.algorithm import Algorithm, Loss
-from d1ray.rl.clipped import clipped_loss
+from d1ray.rl.algorithm import Algorithm, Loss, Terms
+from d1ray.rl.clipped import clipped_loss, truncated_importance
 
 
 class TokenClipped(Algorithm):
     """Token-level clipped policy optimisation."""
+
+    weighs_importance: ClassVar = True
 
     epsilon: PositiveFloat = Field(0.2, description="PPO clip range")
     beta: NonNegativeFloat = Field(0.01, description="weight of the k3 KL to the reference")
@@ -20,30 +25,44 @@ class TokenClipped(Algorithm):
     def needs_reference(self) -> bool:
         return self.beta > 0
 
-    def mean_loss(
-        self,
-        new: Tensor,
-        old: Tensor | None,
-        reference: Tensor | None,
-        advantages: Tensor,
-        scored: Tensor,
-        count: Tensor | int,
-        total: int,
-    ) -> Loss:
-        """(1 / total) sum over tokens of (beta KL - J) / count, with ``kl`` and ``clip_fraction`` likewise.
+    def token_logps(self, terms: Terms, logps: Tensor) -> Tensor:
+        """What ratios and KL are taken of: every view's ``[K, n, G, L]`` by itself, unless overridden."""
+        return logps
+
+    def mean_loss(self, terms: Terms, scored: Tensor, count: Tensor | int, total: int) -> Loss:
+        """(1 / total) sum over tokens of (beta KL - w J) / count, with ``kl`` and ``clip_fraction`` likewise;
+        where tokens are weighted, also the mean weight and the share of weights that are cut.
 
         Args:
-            new, old, reference: log-probabilities ``[..., n, G, L]``.
-            advantages: ``[n, G]``.
-            scored: bool, as ``new``.
-            count: what each token's value is divided by, broadcast to ``new``: the tokens of its own mean.
+            scored: bool, as ``token_logps`` returns.
+            count: what each token's value is divided by, broadcast to ``scored``: the tokens of its own mean.
             total: means in the whole batch; or tokens, where all are averaged at once and ``count`` is 1.
         """
-        assert old is not None
-        epsilon = self.epsilon
-        parts = clipped_loss(new, old, reference, advantages[..., None], scored, epsilon, epsilon, self.beta)
+
+        def logps(stored: Tensor | None) -> Tensor | None:
+            return None if stored is None else self.token_logps(terms, stored)
 
         def mean(values: Tensor) -> Tensor:
             return (values / count).sum() / total
 
-        return Loss(mean(parts.loss), {"kl": mean(parts.kl), "clip_fraction": mean(parts.clipped)})
+        new, old, behaviour = self.token_logps(terms, terms.new), logps(terms.old), logps(terms.behaviour)
+        assert old is not None
+        importance, metrics = None, {}
+        if behaviour is not None:
+            assert terms.importance_cap is not None
+            importance, cut = truncated_importance(old, behaviour, terms.importance_cap)
+            importance = torch.where(scored, importance, 0.0)
+            metrics = {"importance_mean": mean(importance), "importance_truncated": mean(cut * scored)}
+        parts = clipped_loss(
+            new,
+            old,
+            logps(terms.reference),
+            terms.advantages[..., None],
+            scored,
+            self.epsilon,
+            self.epsilon,
+            self.beta,
+            importance,
+        )
+        metrics |= {"kl": mean(parts.kl), "clip_fraction": mean(parts.clipped)}
+        return Loss(mean(parts.loss), metrics)

@@ -4,11 +4,13 @@
 
 Token k is scored in the view where it was committed: tokens committed earlier are visible, it and later
 ones are masked. Every token up to the first EOS, n in all, is scored once. KL is k3 to the policy that
-sampled, as in the paper and its code. That code averages within a view first, so that tokens of small
-views weigh more, and sums its KL instead of averaging it; here all tokens of a completion weigh the same
-in both. The optional value model is left out.
+the ratio refers to: the one that sampled, as in the paper and its code, unless ``rl.importance_cap`` is set.
+That code averages within a view first, so that tokens of small views weigh more, and sums its KL instead
+of averaging it; here all tokens of a completion weigh the same in both. The optional value model is left
+out.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
@@ -27,13 +29,12 @@ class TraceRL(TokenClipped):
     name: Literal["tracerl"] = "tracerl"
     estimator: AnyEstimator = Trajectory()
     advantage: AdvantageName = "mean_std"
-    beta: NonNegativeFloat = Field(0.01, description="weight of the k3 KL to the policy that sampled")
+    beta: NonNegativeFloat = Field(0.01, description="weight of the k3 KL to the policy of the ratio")
 
     @property
     def needs_reference(self) -> bool:
         return False
 
     def loss(self, terms: Terms) -> Loss:
-        scored, lengths = terms.weights != 0, terms.lengths[..., None]
-        completions = terms.totals.completions
-        return self.mean_loss(terms.new, terms.old, terms.old, terms.advantages, scored, lengths, completions)
+        terms = replace(terms, reference=terms.old)
+        return self.mean_loss(terms, terms.weights != 0, terms.lengths[..., None], terms.totals.completions)

@@ -28,4 +28,4 @@ class UniGRPO(TokenClipped):
         scored = terms.weights != 0
         masked = scored.sum(-1, keepdim=True).clamp(min=1)  # [K, n, G, 1]
         means = terms.totals.completions * self.estimator.views_per_update
-        return self.mean_loss(terms.new, terms.old, terms.reference, terms.advantages, scored, masked, means)
+        return self.mean_loss(terms, scored, masked, means)
