@@ -61,6 +61,8 @@ METRICS = (
     Metric("score_crashes", "Checks crashed", "Failures", "completions of a step"),
     Metric("dropped_groups", "Dropped groups", "Failures", "in a step"),
     Metric("nonfinite", "Updates not finite", "Failures", "in a step, not applied"),
+    Metric("empty_batches", "Steps without update", "Failures", "in every group all rewards were equal"),
+    Metric("resampled", "Groups decoded again", "Failures", "fast decoding was too far from exact"),
 )
 KNOWN = {metric.key for metric in METRICS}
 NOT_CURVES = {

@@ -27,6 +27,8 @@ from d1ray.metrics import FAMILY, METRICS
 from d1ray.models import load_model, load_tokenizer
 from d1ray.progress import Progress
 from d1ray.recipe import load_config
+from d1ray.report.runs import read_runs
+from d1ray.report.trace import trace_events
 from d1ray.rl.optimizer import adamw
 from d1ray.rl.rollout import Request
 from d1ray.run_folder import RunFolder
@@ -211,6 +213,35 @@ def test_a_stored_rollout_has_the_schema_and_one_row_per_completion(two_steps: d
     assert table["group_id"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
 
 
+def test_a_trace_has_every_actors_work_between_the_starts_of_the_steps(two_steps: dict[str, Any]) -> None:
+    """With one generator and no staleness a step's groups are sampled, scored, learned and published in turn."""
+    (run,) = read_runs([two_steps["folder"]])
+    events = [event for event in trace_events(run) if event["ph"] == "X"]
+    names = {(event["cat"], event["name"], event["tid"]) for event in events}
+    assert names == {
+        ("driver", "step 1", 0),
+        ("driver", "step 2", 0),
+        ("driver", "publish", 0),
+        ("driver", "validate", 0),
+        ("learner", "learn", 0),
+        ("generators", "load", 0),
+        ("generators", "generate", 0),
+        ("generators", "logprob", 0),
+        ("scorers", "score", 0),
+    }
+    for step in (1, 2):
+        own = [event for event in events if event["args"]["step"] == step]
+        first = min(event["ts"] for event in own if event["name"] == f"step {step}")
+        learn = next(event for event in own if event["name"] == "learn")
+        publish = next(event for event in own if event["name"] == "publish")
+        groups = [event for event in own if event["name"] == "generate"]
+        scores = [event for event in own if event["name"] == "score"]
+        assert len(groups) == len(scores) == 4 and {event["args"]["age"] for event in groups} == {0}
+        assert first <= min(event["ts"] for event in groups)
+        assert max(event["ts"] + event["dur"] for event in scores) <= learn["ts"]
+        assert learn["ts"] + learn["dur"] <= publish["ts"]
+
+
 def test_the_generators_log_probs_are_the_learners_at_lag_zero(two_steps: dict[str, Any]) -> None:
     rows = [json.loads(line) for line in (two_steps["folder"] / "metrics.jsonl").read_text().splitlines()]
     assert [row["policy_age"] for row in rows[1:]] == [0, 0]
@@ -278,7 +309,7 @@ def test_every_stage_of_a_recipe_leaves_a_complete_run_folder(
     assert summary["peak_memory_bytes"] > 100 * 2**20
     stages = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert stages == ["pretrain-1"] * 3 + ["sft"] * 3 + ["rl"] * 2
-    for part in ("config.yaml", "curves.png", "rollouts/step-00001.parquet", "models/rl/config.json"):
+    for part in ("config.yaml", "curves.png", "report.html", "rollouts/step-00001.parquet", "models/rl/config.json"):
         assert (run / part).stat().st_size > 0
     assert list((run / "tensorboard").rglob("events.out.tfevents.*"))
     shown = capsys.readouterr().out
