@@ -19,6 +19,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from d1ray.recipe import load_config
+
 REPOSITORY = Path(__file__).parents[2]
 OVERLAYS = REPOSITORY / "deploy" / "kuberay" / "overlays"
 NAMES = sorted(path.name for path in OVERLAYS.iterdir())
@@ -93,6 +95,21 @@ def test_the_images_are_one_an_overlay_and_tagged(built: dict[str, Objects]) -> 
     for objects in built.values():
         [image] = {pod["spec"]["containers"][0]["image"] for pod in check.pods(objects)}
         assert re.fullmatch(r"d1ray:(cpu|cuda)", image)
+
+
+def test_hooks_run_programs_of_the_image(built: dict[str, Objects]) -> None:
+    installed = (REPOSITORY / "docker" / "Dockerfile").read_text()
+    assert "/usr/local/bin/d1ray-drain" in installed
+    for objects in built.values():
+        for group in check.groups(objects):
+            [container] = group["template"]["spec"]["containers"]
+            hook = container["lifecycle"]["preStop"]["exec"]["command"][0]
+            assert hook == ("ray" if "groupName" in group else "d1ray-drain")
+
+
+def test_pods_get_as_long_to_stop_as_runs_take() -> None:
+    grace_s = getattr(load_config("sudoku-tiny").cluster, "grace_s", check.GRACE_S)
+    assert grace_s <= check.GRACE_S
 
 
 # Faults that are planted are found: a path below the RayJob's spec, what is put there, and what is said
