@@ -309,7 +309,13 @@ def test_every_stage_of_a_recipe_leaves_a_complete_run_folder(
     assert summary["peak_memory_bytes"] > 100 * 2**20
     stages = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert stages == ["pretrain-1"] * 3 + ["sft"] * 3 + ["rl"] * 2
-    for part in ("config.yaml", "curves.png", "report.html", "rollouts/step-00001.parquet", "models/rl/config.json"):
+    for part in (
+        "config.yaml",
+        "curves.png",
+        "report.html",
+        "rollouts/step-00001.parquet",
+        "models/rl/config.json",
+    ):
         assert (run / part).stat().st_size > 0
     assert list((run / "tensorboard").rglob("events.out.tfevents.*"))
     shown = capsys.readouterr().out
