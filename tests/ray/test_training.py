@@ -214,7 +214,7 @@ def test_a_stored_rollout_has_the_schema_and_one_row_per_completion(two_steps: d
 
 
 def test_a_trace_has_every_actors_work_between_the_starts_of_the_steps(two_steps: dict[str, Any]) -> None:
-    """With one generator and no staleness a step is sampled, scored, learned from and published in turn."""
+    """With one generator and no staleness a group is sampled, scored and learned in turn, then published."""
     (run,) = read_runs([two_steps["folder"]])
     events = [event for event in trace_events(run) if event["ph"] == "X"]
     names = {(event["cat"], event["name"], event["tid"]) for event in events}
