@@ -26,6 +26,8 @@ class LearnerGang:
         start: the model folder RL starts from.
         resume: a complete checkpoint to continue from, or None.
         incarnation: marks the policies published from here.
+        patience: called every ``POLL_S`` while the ranks are built, learn or publish, not while they write
+            files. What it raises ends the wait, and the gang is of no further use.
 
     Every method calls all ranks and waits for them, at most ``cluster.deadline_s``.
 
@@ -34,18 +36,26 @@ class LearnerGang:
         ResourceError: there is no room for all ranks.
     """
 
-    def __init__(self, config: Config, start: Path, resume: Path | None, incarnation: int):
+    def __init__(
+        self,
+        config: Config,
+        start: Path,
+        resume: Path | None,
+        incarnation: int,
+        patience: Callable[[], object] = lambda: None,
+    ):
         c = config.cluster
         assert config.rl is not None
         self.needs_reference = config.rl.algorithm.needs_reference
         self.lora, self.incarnation, self.deadline_s = config.rl.lora, incarnation, c.deadline_s
+        self.patience = patience
         self.actors: list[Any] = []
         self.group: PlacementGroup | None = None
         self.policy: Weights | None = None
         self.reference: Weights | None = None
         try:
             if c.learners > 1:
-                self.group = self._placed(config)
+                self._place(config)
             rank = ray.remote(Learner)
             for number in range(c.learners):
                 options: dict[str, Any] = {
@@ -69,8 +79,10 @@ class LearnerGang:
                         c.learners,
                     )
                 )
-            meeting = self._of_first([self.actors[0].meeting_point.remote()], "meeting_point")
-            self.standing: Standing = self._all("build", meeting)
+            met = [self.actors[0].meeting_point.remote()]
+            meeting = self._of_first(met, "meeting_point", patience)
+            refs = [actor.build.remote(meeting) for actor in self.actors]
+            self.standing: Standing = self._of_first(refs, "build", patience)
         except BaseException:
             self.close()
             raise
@@ -86,7 +98,12 @@ class LearnerGang:
         ``meanwhile`` is called every ``POLL_S``."""
         metrics: dict[str, float]
         refs = [actor.learn.remote(list(tables), step, rollouts) for actor in self.actors]
-        metrics, self.standing = self._of_first(refs, "learn", meanwhile)
+
+        def wait() -> None:
+            self.patience()
+            meanwhile()
+
+        metrics, self.standing = self._of_first(refs, "learn", wait)
         return metrics
 
     def publish(self) -> PolicyRef:
@@ -118,22 +135,21 @@ class LearnerGang:
         if self.group is not None:
             remove_placement_group(self.group)
 
-    def _placed(self, config: Config) -> PlacementGroup:
-        """A place for every rank at once: a part of a gang would only hold what others need."""
+    def _place(self, config: Config) -> None:
+        """Finds a place for every rank at once: a part of a gang would only hold what others need."""
         c = config.cluster
         bundle = {"CPU": c.learner_cpus, "GPU": c.learner_gpus, **c.learner_resources}
         bundle = {name: amount for name, amount in bundle.items() if amount}
-        group = placement_group([bundle] * c.learners, strategy="PACK")
-        try:
-            ray.get(group.ready(), timeout=c.deadline_s)
-        except ray.exceptions.GetTimeoutError:
-            remove_placement_group(group)
-            raise ResourceError(
-                f"no place for {c.learners} learner ranks of {bundle} each within {c.deadline_s:g} s "
-                f"(cluster.learners, cluster.learner_cpus, cluster.learner_gpus); free are "
-                f"{ray.available_resources()}"
-            ) from None
-        return group
+        self.group = placement_group([bundle] * c.learners, strategy="PACK")
+        ready, end = self.group.ready(), time.monotonic() + c.deadline_s
+        while not ray.wait([ready], timeout=POLL_S)[0]:
+            self.patience()
+            if time.monotonic() > end:
+                raise ResourceError(
+                    f"no place for {c.learners} learner ranks of {bundle} each within {c.deadline_s:g} s "
+                    f"(cluster.learners, cluster.learner_cpus, cluster.learner_gpus); free are "
+                    f"{ray.available_resources()}"
+                )
 
     def _parcels(self, which: str) -> tuple[ray.ObjectRef, ...]:
         """A call a bucket: each rank has its part of one bucket in hand at a time."""
@@ -142,7 +158,7 @@ class LearnerGang:
             for index in range(self.standing.buckets)
         ]
         for call in calls:
-            self._of_first([done for _, done in call], "parcel")
+            self._of_first([done for _, done in call], "parcel", self.patience)
         return tuple(call[0][0] for call in calls)
 
     def _all(self, method: str, *arguments: Any) -> Any:
@@ -150,16 +166,14 @@ class LearnerGang:
         return self._of_first([getattr(actor, method).remote(*arguments) for actor in self.actors], method)
 
     def _of_first(
-        self, refs: Sequence[ray.ObjectRef], method: str, meanwhile: Callable[[], None] | None = None
+        self, refs: Sequence[ray.ObjectRef], method: str, meanwhile: Callable[[], object] = lambda: None
     ) -> Any:
         end = time.monotonic() + self.deadline_s
         waiting = list(refs)
         while waiting:
             left = max(0.0, end - time.monotonic())
-            done, waiting = ray.wait(
-                waiting, num_returns=1, timeout=min(POLL_S, left) if meanwhile else left, fetch_local=False
-            )
-            if not done and meanwhile and left:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=min(POLL_S, left), fetch_local=False)
+            if not done and left:
                 meanwhile()
                 continue
             if not done:

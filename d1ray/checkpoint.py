@@ -84,6 +84,11 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+def newest_step(root: Path) -> int:
+    """The step of the newest checkpoint, going by its name (``latest`` reads it all); 0 if there is none."""
+    return max((int(folder.name.removeprefix("step-")) for folder in _by_step(root)), default=0)
+
+
 def load_state(folder: Path) -> dict[str, Any]:
     """The JSON state of a complete checkpoint."""
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())

@@ -23,7 +23,7 @@ from d1ray import checkpoint
 from d1ray.config import Config, RLConfig
 from d1ray.diffusion import SamplerConfig
 from d1ray.evaluate import Tokenizer, evaluate, prompt_of
-from d1ray.interrupt import Interrupted
+from d1ray.interrupt import GivenUp, Interrupted, Patience
 from d1ray.models import load_tokenizer
 from d1ray.progress import Progress, Stage
 from d1ray.rl.mismatch import exact_sampling
@@ -62,11 +62,14 @@ def reinforce(
 
     Raises:
         Interrupted: a signal came; a checkpoint was written and the same call continues from it.
+        GivenUp: a signal came, and what was under way did not end within half of ``cluster.grace_s``; the
+            same call continues from the newest checkpoint there was.
     """
     rl = config.rl
     assert rl is not None
     root = run.checkpoints / "rl"
     tokenizer = load_tokenizer(start)
+    patience = Patience(interrupt, config.cluster.grace_s / 2)
     incarnation = rebuilt_at = restarts = 0
     with ExitStack() as actors:
         pools = actors.enter_context(closing(Pools(config, start)))
@@ -79,7 +82,7 @@ def reinforce(
             rebuilt_at = state.step
             try:
                 with (
-                    closing(LearnerGang(config, start, resume, incarnation)) as learner,
+                    closing(LearnerGang(config, start, resume, incarnation, patience)) as learner,
                     progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
                 ):
                     try:
@@ -96,11 +99,19 @@ def reinforce(
                             progress,
                             stage,
                             interrupt,
+                            patience,
                         )
+                    except GivenUp:
+                        raise  # the ranks are amid a step: their weights belong to no checkpoint
                     except Interrupted:
                         learner.save_checkpoint(root, state.step, {"driver": asdict(state)})
                         raise
                 return
+            except GivenUp as error:
+                raise GivenUp(
+                    f"{error} (half of cluster.grace_s); the run goes on from step "
+                    f"{checkpoint.newest_step(root)}"
+                ) from error
             except LearnerLost as error:
                 restarts += 1
                 if restarts > config.cluster.learner_restarts:
@@ -121,15 +132,17 @@ def loop(
     progress: Progress,
     stage: Stage,
     interrupt: Callable[[], bool],
+    patience: Patience,
 ) -> None:
     """The main loop; ``state`` always describes the steps that the learner has completed.
 
     Raises:
-        Interrupted: a signal came while it waited for rollouts.
+        Interrupted: a signal came, and no step is under way.
+        GivenUp: ``patience`` with a step or validation under way is over.
     """
 
     def validate() -> dict[str, float]:
-        verdicts = evaluate(pools, policy, validation, config).verdicts
+        verdicts = evaluate(pools, policy, validation, config, patience).verdicts
         solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
         if solved > state.best_solved:
             state.best_step, state.best_solved = state.step, solved
