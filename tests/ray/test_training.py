@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from actors.buffer import RolloutBuffer
 from actors.policy import policy_of_folder
 from actors.pools import Pools
-from d1ray import checkpoint, schema
+from d1ray import checkpoint, schema, train
 from d1ray.config import Config
 from d1ray.demonstrations import Demonstrations, Phase
 from d1ray.diffusion import MaskedDiffusionLoss
 from d1ray.evaluate import evaluate, held_out_prompts
-from d1ray.interrupt import Interrupted
+from d1ray.interrupt import GivenUp, Interrupted
 from d1ray.masked_training import training_step
 from d1ray.metrics import FAMILY, METRICS
 from d1ray.models import load_model, load_tokenizer
@@ -86,6 +86,37 @@ def test_one_step_and_a_resumed_second_give_bit_identical_weights(
         json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == [0, 1, 2]
+
+
+def test_a_validation_given_up_after_a_signal_is_done_again_with_its_step(
+    two_steps: dict[str, Any],
+    config_of: ConfigOf,
+    reinforced: Reinforced,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    validating = False
+
+    def noted(*arguments: Any) -> Any:
+        nonlocal validating
+        validating = True
+        verdicts = evaluate(*arguments)
+        validating = False
+        return verdicts
+
+    def in_the_second_step() -> bool:
+        return validating and (run / "checkpoints" / "rl" / "step-00001").exists()
+
+    config = config_of(run, "rl.steps=2", "cluster.generators=2", "cluster.grace_s=0.001")
+    monkeypatch.setattr(train, "evaluate", noted)
+    with pytest.raises(GivenUp, match=r"half of cluster.grace_s\); the run goes on from step 1$"):
+        reinforced(config, in_the_second_step)
+    assert [path.name for path in (run / "checkpoints" / "rl").iterdir()] == ["step-00001"]
+    assert identical(reinforced(config), two_steps["weights"])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert all("validation_solved" in row for row in rows)
 
 
 def test_lora_trains_publishes_and_keeps_only_the_adapter(
@@ -262,6 +293,7 @@ def test_overlapped_runs_with_per_completion_masks_do_not_depend_on_the_number_o
         "rl.steps=3",
         "rl.algorithm.estimator.mask_scope=completion",
         "rl.staleness=1",
+        "rl.importance_cap=2",
         "rl.reference_sync_updates=3",
     ]
     three = reinforced(config_of(tmp_path / "three", *overrides, "cluster.generators=3"))
@@ -269,6 +301,7 @@ def test_overlapped_runs_with_per_completion_masks_do_not_depend_on_the_number_o
     rows = [json.loads(line) for line in (tmp_path / "three" / "metrics.jsonl").read_text().splitlines()]
     assert [row["policy_age"] for row in rows[1:]] == [0, 1, 1]
     assert [row["reference_version"] for row in rows[1:]] == [0, 2, 2]
+    assert ["importance_mean" in row for row in rows[1:]] == [False, True, True]
     assert identical(reinforced(config_of(tmp_path / "one", *overrides, "cluster.generators=1")), three)
 
 
