@@ -96,10 +96,12 @@ class RolloutBuffer:
             Interrupted: ``interrupted()`` turned true.
         """
         idle_since = time.monotonic()
+        if interrupted():  # also when there is nothing to wait for: who is told to go begins nothing more
+            raise Interrupted
         while not all(call.over for call in self.started[:count]):
+            self._collect(timeout_s=0.5)
             if interrupted():
                 raise Interrupted
-            self._collect(timeout_s=0.5)
             if self.running:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self.deadline_s:

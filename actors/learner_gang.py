@@ -27,6 +27,8 @@ class LearnerGang:
         resume: a complete checkpoint to continue from, or None.
         incarnation: marks the policies published from here.
         places: those of the generators, if rank i shares the GPU of generator i (``shared_places``).
+        patience: called every ``POLL_S`` while the ranks are built, learn or publish, not while they write
+            files. What it raises ends the wait, and the gang is of no further use.
 
     Every method calls all ranks and waits for them, at most ``cluster.deadline_s``.
 
@@ -42,18 +44,20 @@ class LearnerGang:
         resume: Place | None,
         incarnation: int,
         places: PlacementGroup | None = None,
+        patience: Callable[[], object] = lambda: None,
     ):
         c = config.cluster
         assert config.rl is not None
         self.needs_reference = config.rl.algorithm.needs_reference
         self.lora, self.incarnation, self.deadline_s = config.rl.lora, incarnation, c.deadline_s
+        self.patience = patience
         self.actors: list[Any] = []
         self.group: PlacementGroup | None = None  # its own
         self.policy: Weights | None = None
         self.reference: Weights | None = None
         try:
             if c.learners > 1 and places is None:  # a part of a gang would only hold what others need
-                places = self.group = placed(learner_rank(c), c.deadline_s)
+                places = self.group = placed(learner_rank(c), c.deadline_s, patience)
             rank, run = ray.remote(Learner), label(config)
             for number in range(c.learners):
                 options: dict[str, Any] = {
@@ -77,8 +81,10 @@ class LearnerGang:
                         c.colocated,
                     )
                 )
-            meeting = self._of_first([self.actors[0].meeting_point.remote()], "meeting_point")
-            self.standing: Standing = self._all("build", meeting)
+            met = [self.actors[0].meeting_point.remote()]
+            meeting = self._of_first(met, "meeting_point", patience)
+            refs = [actor.build.remote(meeting) for actor in self.actors]
+            self.standing: Standing = self._of_first(refs, "build", patience)
         except BaseException:
             self.close()
             raise
@@ -94,7 +100,12 @@ class LearnerGang:
         ``meanwhile`` is called every ``POLL_S``."""
         metrics: dict[str, float]
         refs = [actor.learn.remote(list(tables), step, rollouts) for actor in self.actors]
-        metrics, self.standing = self._of_first(refs, "learn", meanwhile)
+
+        def wait() -> None:
+            self.patience()
+            meanwhile()
+
+        metrics, self.standing = self._of_first(refs, "learn", wait)
         return metrics
 
     def publish(self) -> PolicyRef:
@@ -133,7 +144,7 @@ class LearnerGang:
             for index in range(self.standing.buckets)
         ]
         for call in calls:
-            self._of_first([done for _, done in call], "parcel")
+            self._of_first([done for _, done in call], "parcel", self.patience)
         return tuple(call[0][0] for call in calls)
 
     def _all(self, method: str, *arguments: Any) -> Any:
@@ -141,16 +152,14 @@ class LearnerGang:
         return self._of_first([getattr(actor, method).remote(*arguments) for actor in self.actors], method)
 
     def _of_first(
-        self, refs: Sequence[ray.ObjectRef], method: str, meanwhile: Callable[[], None] | None = None
+        self, refs: Sequence[ray.ObjectRef], method: str, meanwhile: Callable[[], object] = lambda: None
     ) -> Any:
         end = time.monotonic() + self.deadline_s
         waiting = list(refs)
         while waiting:
             left = max(0.0, end - time.monotonic())
-            done, waiting = ray.wait(
-                waiting, num_returns=1, timeout=min(POLL_S, left) if meanwhile else left, fetch_local=False
-            )
-            if not done and meanwhile and left:
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=min(POLL_S, left), fetch_local=False)
+            if not done and left:
                 meanwhile()
                 continue
             if not done:

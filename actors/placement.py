@@ -3,7 +3,7 @@
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -35,6 +35,9 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -154,21 +157,28 @@ def _ask_autoscaler(cluster: ClusterConfig, learner: bool) -> None:
     )
 
 
-def placed(kind: Kind, deadline_s: float) -> PlacementGroup:
+def placed(kind: Kind, deadline_s: float, patience: Callable[[], object] = lambda: None) -> PlacementGroup:
     """A place for all actors of a kind at once; whoever asks gives it back (``remove_placement_group``).
+
+    Args:
+        patience: called again and again meanwhile; what it raises ends the wait.
 
     Raises:
         ResourceError: there was none within ``deadline_s``.
     """
     group = placement_group([dict(kind.bundle)] * kind.count, strategy="PACK")
+    ready, end = group.ready(), time.monotonic() + deadline_s
     try:
-        ray.get(group.ready(), timeout=deadline_s)
-    except ray.exceptions.GetTimeoutError:
+        while not ray.wait([ready], timeout=POLL_S)[0]:
+            patience()
+            if time.monotonic() > end:
+                raise ResourceError(
+                    f"no place for {kind.count} x {kind.name} ({kind.setting}) with {dict(kind.bundle)} each "
+                    f"within {deadline_s:g} s; free are {ray.available_resources()}"
+                )
+    except BaseException:
         remove_placement_group(group)
-        raise ResourceError(
-            f"no place for {kind.count} x {kind.name} ({kind.setting}) with {dict(kind.bundle)} each within "
-            f"{deadline_s:g} s; free are {ray.available_resources()}"
-        ) from None
+        raise
     return group
 
 

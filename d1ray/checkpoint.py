@@ -80,6 +80,11 @@ def is_complete(folder: Place) -> bool:
         return False
 
 
+def newest_step(root: Place) -> int:
+    """The step of the newest checkpoint that is all written, whole or not; 0 if there is none."""
+    return max((step_of(folder) for folder in by_step(root) if is_finished(folder)), default=0)
+
+
 def manifest_of(folder: Place) -> dict[str, dict[str, Any]] | None:
     """``{"sha256": ..., "bytes": ...}`` of each file, by its path within the checkpoint; None before all is
     written."""

@@ -239,8 +239,6 @@ def main() -> None:
         print(f"d1ray: error: {reason}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as error:
-        print(
-            "d1ray: interrupted; everything so far is saved. Run the same command to continue.",
-            file=sys.stderr,
-        )
+        how = str(error) or "everything so far is saved"
+        print(f"d1ray: interrupted; {how}. Run the same command to continue.", file=sys.stderr)
         sys.exit(error.status)

@@ -299,6 +299,12 @@ class ClusterConfig(Strict):
     dashboard: bool = Field(False, description="start the Ray dashboard with a local cluster")
     placement_s: NonNegativeFloat = Field(30, description="wait for a cluster to have what is asked for")
     deadline_s: PositiveFloat = Field(600, description="longest wait for any one call, in seconds")
+    grace_s: PositiveFloat = Field(
+        30,
+        description="seconds after a signal for the run to end; an RL step or validation that does not "
+        "finish in half of it is given up, and the run resumes from its newest checkpoint; the other half is "
+        "for writing one",
+    )
 
     @model_validator(mode="after")
     def _turns_can_be_taken(self) -> Self:

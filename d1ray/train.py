@@ -27,7 +27,7 @@ from d1ray.checkpoint import Place
 from d1ray.config import Config, RLConfig
 from d1ray.diffusion import SamplerConfig
 from d1ray.evaluate import Tokenizer, evaluate, prompt_of
-from d1ray.interrupt import Interrupted
+from d1ray.interrupt import GivenUp, Interrupted, Patience
 from d1ray.models import load_tokenizer, save_model
 from d1ray.models.lora import unadapted
 from d1ray.progress import Progress, Stage
@@ -72,11 +72,14 @@ def reinforce(
 
     Raises:
         Interrupted: a signal came; a checkpoint was written and the same call continues from it.
+        GivenUp: a signal came, and what was under way did not end within half of ``cluster.grace_s``; the
+            same call continues from the newest checkpoint there was.
     """
     rl = config.rl
     assert rl is not None
     root = config.checkpoint_root("rl")
     tokenizer = load_tokenizer(start)
+    patience = Patience(interrupt, config.cluster.grace_s / 2)
     incarnation = rebuilt_at = restarts = rebuilds = 0
     with ExitStack() as actors:
         places = actors.enter_context(shared_places(config.cluster))
@@ -95,7 +98,7 @@ def reinforce(
                 pools.rest()
                 with (
                     gauges.watching(standing) if gauges else nullcontext(),
-                    closing(LearnerGang(config, start, resume, incarnation, places)) as learner,
+                    closing(LearnerGang(config, start, resume, incarnation, places, patience)) as learner,
                     progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
                 ):
                     try:
@@ -113,13 +116,21 @@ def reinforce(
                             progress,
                             stage,
                             interrupt,
+                            patience,
                         )
                         learner.finish_checkpoint()
+                    except GivenUp:
+                        raise  # the ranks are amid a step: their weights belong to no checkpoint
                     except Interrupted:
                         save(learner, root, state)
                         learner.finish_checkpoint()
                         raise
                 break
+            except GivenUp as error:
+                raise GivenUp(
+                    f"{error} (half of cluster.grace_s); the run goes on from step "
+                    f"{checkpoint.newest_step(root)}"
+                ) from error
             except LearnerLost as error:
                 restarts, rebuilds = restarts + 1, rebuilds + 1
                 if restarts > config.cluster.learner_restarts:
@@ -162,16 +173,18 @@ def loop(
     progress: Progress,
     stage: Stage,
     interrupt: Callable[[], bool],
+    patience: Patience,
 ) -> None:
     """The main loop; ``state`` always describes the steps that the learner has completed.
 
     Raises:
-        Interrupted: a signal came while it waited for rollouts.
+        Interrupted: a signal came, and no step is under way.
+        GivenUp: ``patience`` with a step or validation under way is over.
     """
 
     def validate() -> dict[str, float]:
         started_at, started = time.time(), time.perf_counter()
-        verdicts = evaluate(pools, policy, validation, config).verdicts
+        verdicts = evaluate(pools, policy, validation, config, patience).verdicts
         solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
         if solved > state.best_solved:
             state.best_step, state.best_solved = state.step, solved

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from d1ray.report import tables
-from d1ray.report.metrics import OF_SHARES, curves
+from d1ray.report.curves import OF_SHARES, curves
 from d1ray.report.runs import Run
 from d1ray.report.sample import sample
 from d1ray.report.signs import SIGNS

@@ -107,9 +107,9 @@ def step_of(file: Path) -> int:
 def read_table(run: Run, file: Path, columns: Sequence[str]) -> pa.Table | None:
     """``columns`` of a file of rollouts, those it lacks as nulls; None, and noted, if it is damaged."""
     try:
-        have = set(pq.read_schema(file).names)
-        table = pq.read_table(file, columns=[name for name in columns if name in have])
-        rows = pq.read_metadata(file).num_rows
+        with pq.ParquetFile(file) as stored:
+            have, rows = set(stored.schema_arrow.names), stored.metadata.num_rows
+            table = stored.read([name for name in columns if name in have])
     except (OSError, pa.ArrowException) as error:
         note(run.missing, f"rollouts/{file.name} cannot be read: {_first_line(error)}")
         return None

@@ -1,5 +1,6 @@
 """The tables of the report: final accuracies, what failed, where the time went, and how settings differ."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,14 +116,16 @@ def phase_seconds(run: Run) -> dict[str, Any] | None:
     }
 
 
-def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings by dotted key, as text."""
+def flat_settings(value: Any, key: str = "") -> dict[str, str]:
+    """Settings by dotted key, as text; parts of a list are numbered from 0."""
+    parts = value
+    if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+        parts = {str(number): part for number, part in enumerate(value)}
+    if not isinstance(parts, Mapping) or not parts:
+        return {key: value if isinstance(value, str) else json.dumps(value, default=str)}
     flat: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flat_settings(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = _text(value)
+    for name, part in parts.items():
+        flat |= flat_settings(part, f"{key}.{name}" if key else str(name))
     return flat
 
 
@@ -154,17 +157,3 @@ def _cumulative(rows: Sequence[Mapping[str, Any]], key: str, name: str, about: s
 def _seconds(row: Mapping[str, Any], phase: str) -> float:
     value = row.get(f"seconds_{phase}")
     return round(float(value), 3) if isinstance(value, int | float) and math.isfinite(value) else 0.0
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if _is_plain(value)
-        else str(value)
-    )
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool)

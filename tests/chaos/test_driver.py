@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,37 +31,85 @@ def steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
-def signalled(command: list[str], environment: dict[str, str], run: Path, after: int, number: int) -> int:
-    """The exit status of a command that gets a signal once step ``after`` is logged."""
+def at_work(process: subprocess.Popen[Any], title: str) -> bool:
+    """Whether a process below ``process`` has a title that begins so."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if " ".join(child.cmdline()).startswith(title):
+                return True
+    return False
+
+
+def signalled(
+    command: list[str], environment: dict[str, str], run: Path, after: int, number: int, title: str = ""
+) -> tuple[int, str]:
+    """The exit status and the errors printed of a command that gets a signal once step ``after`` is logged
+    and, where a ``title`` is given, a process of that title is at work."""
     group = number == signal.SIGKILL  # nobody is left to end what the driver has started
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 180
-    while after not in steps(run):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    (os.killpg if group else os.kill)(process.pid, number)
-    return process.wait(timeout=60)
+    with (run.parent / "errors.txt").open("w+") as errors:
+        process = subprocess.Popen(command, env=environment, stderr=errors, start_new_session=True)
+        deadline = time.monotonic() + 300
+        while after not in steps(run) or (title and not at_work(process, title)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        (os.killpg if group else os.kill)(process.pid, number)
+        status = process.wait(timeout=120)
+        errors.seek(0)
+        return status, errors.read()
 
 
-@pytest.mark.timeout(400)
-def test_a_terminated_and_a_killed_driver_leave_a_run_that_ends_in_the_same_bits(
-    no_process_left_behind: None, small_run: Callable[..., list[str]], tmp_path: Path
-) -> None:
+@pytest.fixture
+def environment(no_process_left_behind: None) -> dict[str, str]:
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     environment.pop("RAY_ADDRESS", None)
+    return environment
 
+
+def same_weights(one: Path, other: Path) -> bool:
+    these, those = weights(one), weights(other)
+    return all(torch.equal(these[name], those[name]) for name in those)
+
+
+@pytest.mark.timeout(900)
+def test_a_terminated_and_a_killed_driver_leave_a_run_that_ends_in_the_same_bits(
+    environment: dict[str, str], small_run: Callable[..., list[str]], tmp_path: Path
+) -> None:
     def command(name: str) -> list[str]:
         settings = ["rl.steps=12", "rl.validate_every=4", "rl.checkpoint_every=3", "evaluation.examples=4"]
         run = small_run(tmp_path / name, *settings)
         return [sys.executable, "-m", "d1ray", "train", "sudoku-tiny", *run]
 
     run = tmp_path / "disturbed"
-    assert signalled(command("disturbed"), environment, run, 2, signal.SIGTERM) == 143
+    status, errors = signalled(command("disturbed"), environment, run, 2, signal.SIGTERM)
+    assert (status, "everything so far is saved" in errors) == (143, True), errors
     newest = checkpoint.latest(run / "checkpoints" / "rl")
     assert newest is not None and newest.name >= "step-00002"  # saved on the way out
-    assert signalled(command("disturbed"), environment, run, 7, signal.SIGKILL) == -signal.SIGKILL
+    status, _ = signalled(command("disturbed"), environment, run, 7, signal.SIGKILL)
+    assert status == -signal.SIGKILL
     for name in ("disturbed", "whole"):
-        subprocess.run(command(name), env=environment, check=True, timeout=180)
-    disturbed, whole = weights(run), weights(tmp_path / "whole")
-    assert all(torch.equal(disturbed[name], whole[name]) for name in whole)
+        subprocess.run(command(name), env=environment, check=True, timeout=300)
+    assert same_weights(run, tmp_path / "whole")
     assert steps(run) == steps(tmp_path / "whole") == list(range(13))
+
+
+@pytest.mark.timeout(900)
+def test_a_step_that_outlasts_the_grace_is_given_up_and_done_again_in_the_same_bits(
+    environment: dict[str, str], small_run: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    def command(name: str) -> list[str]:
+        long_steps = ["rl.steps=2", "rl.mu=20", "rl.optimizer.learning_rate=1e-5", "cluster.grace_s=0.02"]
+        run = small_run(tmp_path / name, *long_steps, "evaluation.examples=4")
+        return [sys.executable, "-m", "d1ray", "train", "sudoku-tiny", *run]
+
+    run = tmp_path / "disturbed"
+    learning = "ray::Learner.learn"
+    status, errors = signalled(command("disturbed"), environment, run, 1, signal.SIGTERM, learning)
+    assert status == 143, errors
+    done = steps(run)[-1]
+    assert "given up, as it did not end within 0.01 s (half of cluster.grace_s)" in errors
+    assert f"the run goes on from step {done}. Run the same command to continue." in errors
+    assert checkpoint.newest_step(run / "checkpoints" / "rl") == done < 2
+    for name in ("disturbed", "whole"):
+        subprocess.run(command(name), env=environment, check=True, timeout=300)
+    assert same_weights(run, tmp_path / "whole")
+    assert steps(run) == steps(tmp_path / "whole") == [0, 1, 2]

@@ -16,17 +16,19 @@ from safetensors.torch import load_file
 from actors.buffer import RolloutBuffer
 from actors.policy import policy_of_folder
 from actors.pools import Pools
-from d1ray import checkpoint, schema
+from d1ray import checkpoint, schema, train
 from d1ray.config import Config
 from d1ray.demonstrations import Demonstrations, Phase
 from d1ray.diffusion import MaskedDiffusionLoss
 from d1ray.evaluate import evaluate, held_out_prompts
-from d1ray.interrupt import Interrupted
+from d1ray.interrupt import GivenUp, Interrupted
 from d1ray.masked_training import training_step
 from d1ray.metrics import FAMILY, METRICS
 from d1ray.models import load_model, load_tokenizer
 from d1ray.progress import Progress
 from d1ray.recipe import load_config
+from d1ray.report.runs import read_runs
+from d1ray.report.trace import trace_events
 from d1ray.rl.optimizer import adamw
 from d1ray.rl.rollout import Request
 from d1ray.run_folder import RunFolder
@@ -84,6 +86,37 @@ def test_one_step_and_a_resumed_second_give_bit_identical_weights(
         json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == [0, 1, 2]
+
+
+def test_a_validation_given_up_after_a_signal_is_done_again_with_its_step(
+    two_steps: dict[str, Any],
+    config_of: ConfigOf,
+    reinforced: Reinforced,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    validating = False
+
+    def noted(*arguments: Any) -> Any:
+        nonlocal validating
+        validating = True
+        verdicts = evaluate(*arguments)
+        validating = False
+        return verdicts
+
+    def in_the_second_step() -> bool:
+        return validating and (run / "checkpoints" / "rl" / "step-00001").exists()
+
+    config = config_of(run, "rl.steps=2", "cluster.generators=2", "cluster.grace_s=0.001")
+    monkeypatch.setattr(train, "evaluate", noted)
+    with pytest.raises(GivenUp, match=r"half of cluster.grace_s\); the run goes on from step 1$"):
+        reinforced(config, in_the_second_step)
+    assert [path.name for path in (run / "checkpoints" / "rl").iterdir()] == ["step-00001"]
+    assert identical(reinforced(config), two_steps["weights"])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert all("validation_solved" in row for row in rows)
 
 
 def test_lora_trains_publishes_and_keeps_only_the_adapter(
@@ -211,6 +244,35 @@ def test_a_stored_rollout_has_the_schema_and_one_row_per_completion(two_steps: d
     assert table["group_id"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
 
 
+def test_a_trace_has_every_actors_work_between_the_starts_of_the_steps(two_steps: dict[str, Any]) -> None:
+    """With one generator and no staleness a group is sampled, scored and learned in turn, then published."""
+    (run,) = read_runs([two_steps["folder"]])
+    events = [event for event in trace_events(run) if event["ph"] == "X"]
+    names = {(event["cat"], event["name"], event["tid"]) for event in events}
+    assert names == {
+        ("driver", "step 1", 0),
+        ("driver", "step 2", 0),
+        ("driver", "publish", 0),
+        ("driver", "validate", 0),
+        ("learner", "learn", 0),
+        ("generators", "load", 0),
+        ("generators", "generate", 0),
+        ("generators", "logprob", 0),
+        ("scorers", "score", 0),
+    }
+    for step in (1, 2):
+        own = [event for event in events if event["args"]["step"] == step]
+        first = min(event["ts"] for event in own if event["name"] == f"step {step}")
+        learn = next(event for event in own if event["name"] == "learn")
+        publish = next(event for event in own if event["name"] == "publish")
+        groups = [event for event in own if event["name"] == "generate"]
+        scores = [event for event in own if event["name"] == "score"]
+        assert len(groups) == len(scores) == 4 and {event["args"]["age"] for event in groups} == {0}
+        assert first <= min(event["ts"] for event in groups)
+        assert max(event["ts"] + event["dur"] for event in scores) <= learn["ts"]
+        assert learn["ts"] + learn["dur"] <= publish["ts"]
+
+
 def test_the_generators_log_probs_are_the_learners_at_lag_zero(two_steps: dict[str, Any]) -> None:
     rows = [json.loads(line) for line in (two_steps["folder"] / "metrics.jsonl").read_text().splitlines()]
     assert [row["policy_age"] for row in rows[1:]] == [0, 0]
@@ -231,6 +293,7 @@ def test_overlapped_runs_with_per_completion_masks_do_not_depend_on_the_number_o
         "rl.steps=3",
         "rl.algorithm.estimator.mask_scope=completion",
         "rl.staleness=1",
+        "rl.importance_cap=2",
         "rl.reference_sync_updates=3",
     ]
     three = reinforced(config_of(tmp_path / "three", *overrides, "cluster.generators=3"))
@@ -238,6 +301,7 @@ def test_overlapped_runs_with_per_completion_masks_do_not_depend_on_the_number_o
     rows = [json.loads(line) for line in (tmp_path / "three" / "metrics.jsonl").read_text().splitlines()]
     assert [row["policy_age"] for row in rows[1:]] == [0, 1, 1]
     assert [row["reference_version"] for row in rows[1:]] == [0, 2, 2]
+    assert ["importance_mean" in row for row in rows[1:]] == [False, True, True]
     assert identical(reinforced(config_of(tmp_path / "one", *overrides, "cluster.generators=1")), three)
 
 
@@ -278,7 +342,13 @@ def test_every_stage_of_a_recipe_leaves_a_complete_run_folder(
     assert summary["peak_memory_bytes"] > 100 * 2**20
     stages = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert stages == ["pretrain-1"] * 3 + ["sft"] * 3 + ["rl"] * 2
-    for part in ("config.yaml", "curves.png", "rollouts/step-00001.parquet", "models/rl/config.json"):
+    for part in (
+        "config.yaml",
+        "curves.png",
+        "report.html",
+        "rollouts/step-00001.parquet",
+        "models/rl/config.json",
+    ):
         assert (run / part).stat().st_size > 0
     assert list((run / "tensorboard").rglob("events.out.tfevents.*"))
     shown = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Rollouts: the table generators return, and that old equals new until the policy moves."""
 
+import time
 from contextlib import nullcontext
 
 import numpy as np
@@ -86,6 +87,18 @@ def test_a_groups_rows_are_adjacent_and_in_rollout_order(run, prompts):
     assert table["prompt_ids"].to_pylist() == [list(p.ids) for p in prompts for _ in range(G)]
     assert set(table["incarnation"].to_pylist()) == {2}
     assert set(table["policy_version"].to_pylist()) == {9}
+
+
+def test_a_table_records_who_sampled_it_and_when(make_text_model, tokenizer, prompts):
+    before = time.time()
+    request = Request(prompts, G, SAMPLING, SEED)
+    table = generate(make_text_model(0), None, tokenizer, request, 2, 9, generator=4, seconds_load=0.5)[0]
+    assert set(table["generator"].to_pylist()) == {4} and set(table["seconds_load"].to_pylist()) == {0.5}
+    (started,), (seconds,) = ({*table[name].to_pylist()} for name in ("started_generate", "seconds_generate"))
+    scored = score_rollouts(table, TASK, scorer=1)
+    (scored_at,) = set(scored["started_score"].to_pylist())
+    assert set(scored["scorer"].to_pylist()) == {1}
+    assert before <= started < started + seconds <= scored_at + 1e-3 <= time.time() + 1e-3
 
 
 def test_an_example_travels_with_its_rows(run, prompts):

@@ -30,7 +30,7 @@ function browserSection(data) {
     range("Step", number("stepFrom", -Infinity, String(Math.min(...steps)), { "aria-label": "Step from" }), number("stepTo", Infinity, String(Math.max(...steps)), { "aria-label": "Step to" })),
     names.length > 1 && labelled("Run", choice([["", "all"], ...names.map((name, i) => [String(i), name])], "", set("run"), { id: "run" })),
     labelled("Task", choice([["", "all"], ...tasks.map((task) => [task, task])], "", set("task"), { id: "task" })),
-    labelled("Self-correction", choice([["", "with or without"], ["yes", "with a sign"]], "", set("sign"), { id: "with-sign" })),
+    labelled("Self-correction", choice([["", "any"], ["yes", "with a sign"]], "", set("sign"), { id: "with-sign" })),
     labelled("Order", choice(Object.entries(ORDERS).map(([key, [name]]) => [key, name]), "time", set("order"), { id: "order" })),
   );
 

@@ -11,9 +11,9 @@ function curvesSection(data, state) {
     const figure = element(
       "figure",
       { hidden: !curve.shown },
-      element("figcaption", {}, element("h3", {}, curve.title), element("span", { class: "soft" }, curve.about)),
+      element("figcaption", {}, element("h3", {}, curve.title), element("span", { class: "soft" }, about(curve))),
       chart.node,
-      curve.band && element("p", { class: "band-note" }, `Band: ${curve.band}.`),
+      element("p", { class: "band-note" }, curve.band && `Band: ${curve.band}.`),
     );
     grid.append(figure);
     return figure;
@@ -58,6 +58,11 @@ function curvesSection(data, state) {
     { id: "smoothing" },
   );
   return [element("div", { class: "controls" }, legend(names, state), labelled("Show", smoothing)), chooser, grid];
+}
+
+/* What a metric means, with its unit where the numbers do not carry it. */
+function about({ about: meaning, unit }) {
+  return ["", "share", "s"].includes(unit) ? meaning : `${unit}; ${meaning}`;
 }
 
 /* Which colour and dash is which run; a click hides a run from all charts. */

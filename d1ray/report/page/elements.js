@@ -44,7 +44,7 @@ function written(value, unit) {
     : size >= 1 || size === 0 ? String(Number(value.toFixed(2)))
     : size >= 0.001 ? String(Number(value.toPrecision(3)))
     : value.toExponential(1);
-  return unit === "seconds" ? text + " s" : text;
+  return unit === "s" ? text + " s" : text;
 }
 
 function swatch(run) {

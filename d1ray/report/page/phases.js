@@ -74,7 +74,7 @@ function phaseBars(run, peak, name) {
     for (const value of ticks(0, peak, 4)) {
       picture.append(
         drawn("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value), class: "grid" }),
-        drawn("text", { x: MARGIN.left - 6, y: y(value) + 3.5, "text-anchor": "end", class: "axis" }, written(value, "seconds")),
+        drawn("text", { x: MARGIN.left - 6, y: y(value) + 3.5, "text-anchor": "end", class: "axis" }, written(value, "s")),
       );
     }
     const each = inner() / bars.length;
@@ -100,13 +100,13 @@ function phaseBars(run, peak, name) {
     const title = bar.first === bar.last ? `step ${bar.first}` : `steps ${bar.first} – ${bar.last}, mean`;
     tip.replaceChildren(
       element("strong", {}, title),
-      ...bar.phases.map(([phase, seconds]) => element("div", {}, element("span", { class: `swatch phase-${phase}` }), PHASE_NAMES[phase] + " ", element("b", {}, written(seconds, "seconds")))),
-      element("div", { class: "soft" }, `wall time ${written(bar.wall, "seconds")}`),
+      ...bar.phases.map(([phase, seconds]) => element("div", {}, element("span", { class: `swatch phase-${phase}` }), PHASE_NAMES[phase] + " ", element("b", {}, written(seconds, "s")))),
+      element("div", { class: "soft" }, `wall time ${written(bar.wall, "s")}`),
     );
     const centre = MARGIN.left + ((index + 0.5) * inner()) / bars.length, right = centre > width / 2;
     tip.style.left = right ? "auto" : `${centre + 12}px`;
     tip.style.right = right ? `${width - centre + 12}px` : "auto";
-    return `${title}: ` + bar.phases.map(([phase, seconds]) => `${PHASE_NAMES[phase]} ${written(seconds, "seconds")}`).join(", ");
+    return `${title}: ` + bar.phases.map(([phase, seconds]) => `${PHASE_NAMES[phase]} ${written(seconds, "s")}`).join(", ");
   }
 
   new ResizeObserver(() => box.clientWidth !== width && draw()).observe(box);
@@ -129,8 +129,8 @@ function phaseTable(run) {
       "table",
       {},
       element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Phase"), element("th", { scope: "col", class: "number" }, "Total"), element("th", { scope: "col", class: "number" }, "Share"))),
-      element("tbody", {}, totals.map(([phase, seconds]) => element("tr", {}, element("th", { scope: "row" }, element("span", { class: `swatch phase-${phase}` }), PHASE_NAMES[phase]), element("td", { class: "number" }, written(seconds, "seconds")), element("td", { class: "number" }, written(seconds / whole, "share"))))),
+      element("tbody", {}, totals.map(([phase, seconds]) => element("tr", {}, element("th", { scope: "row" }, element("span", { class: `swatch phase-${phase}` }), PHASE_NAMES[phase]), element("td", { class: "number" }, written(seconds, "s")), element("td", { class: "number" }, written(seconds / whole, "share"))))),
     ),
-    element("p", { class: "soft" }, `Wall time of all steps ${written(sum(run.wall), "seconds")}` + (run.validate ? `, and ${written(run.validate, "seconds")} of validation.` : ".")),
+    element("p", { class: "soft" }, `Wall time of all steps ${written(sum(run.wall), "s")}` + (run.validate ? `, and ${written(run.validate, "s")} of validation.` : ".")),
   );
 }

@@ -9,7 +9,7 @@ function signsSection(data, state) {
     state.charts = state.charts.filter((one) => one !== chart);
     chart = lineChart({ title: `Completions with ${name}`, unit: "share", curves: sign.runs, names }, state);
     state.charts.push(chart);
-    place.replaceChildren(element("figure", {}, chart.node, element("p", { class: "band-note" }, `Band: ${data.share_band}.`)));
+    place.replaceChildren(element("figure", {}, element("figcaption", {}, element("h3", {}, `Completions with ${name}`)), chart.node, element("p", { class: "band-note" }, `Band: ${data.share_band}.`)));
     chart.draw();
   }
   const picker = choice(data.signs.map(({ name }) => [name, name]), data.signs[0].name, show, { id: "sign" });

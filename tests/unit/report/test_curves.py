@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from d1ray.report import metrics
-from d1ray.report.metrics import OF_MEANS, OF_SHARES, OF_VALIDATION, curves
+from d1ray.report import curves as module
+from d1ray.report.curves import OF_MEANS, OF_SHARES, OF_VALIDATION, curves
 from d1ray.report.runs import Run, read_runs
 from d1ray.report.statistics import ANY_SIGN, mean_band, share_band, step_statistics
 
@@ -123,7 +123,7 @@ def test_the_losses_of_supervised_stages_are_curves_of_their_own(make_run: MakeR
 
 
 def test_long_curves_are_thinned_evenly(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "MOST_POINTS", 3)
+    monkeypatch.setattr(module, "MOST_POINTS", 3)
     curve = drawn(*read_runs([make_run(rows=[{"stage": "rl", "step": s, "kl": 1.0} for s in range(1, 10)])]))
     assert curve["kl"]["runs"][0]["steps"] == [1, 5, 9]
 
