@@ -142,7 +142,7 @@ def loop(
     slots = (rl.staleness + 1) * rl.prompts_per_step
     buffer = RolloutBuffer(pools.generators, pools.scorers, slots, config.cluster.deadline_s)
     next_prompt, end = state.cursor, rl.steps * rl.prompts_per_step
-    policy = learner.publish()
+    policy = learner.publish(pools.generators, progress.note)
     if state.step == 0:
         run.log({"stage": "rl", "step": 0, **validate()})
     while state.step < rl.steps:
@@ -168,10 +168,11 @@ def loop(
             progress.note(f"step {state.step}: no update, because in each group all rewards are equal")
         state.cursor += len(taken)
         publishing = time.perf_counter()
-        policy = learner.publish()
+        policy = learner.publish(pools.generators, progress.note)
         buffer.release(taken)
         finished = time.perf_counter()
         metrics |= {"seconds_publish": finished - publishing, "seconds_step": finished - started}
+        metrics["broadcast_failures"] = learner.broadcasts.failures
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds_step"]
         if state.step % rl.validate_every == 0 or state.step == rl.steps:
             metrics |= validate()
@@ -258,5 +259,6 @@ def rollout_metrics(groups: list[Call], policy: PolicyRef, buffer: RolloutBuffer
         "score_timeouts": sum(m["timeouts"] for m in meta),
         "score_crashes": sum(m["crashes"] for m in meta),
         "resampled": sum(m["resampled"] for m in meta),
+        "fetched_parcels": sum(m["fetched_parcels"] for m in meta),
         "reissued_calls": buffer.reissued,
     } | seconds
