@@ -27,7 +27,7 @@ class Call:
     """One request under way: generate, then score."""
 
     request: Request
-    policy: PolicyRef
+    policy: PolicyRef | None  # until it is released: whoever names a policy keeps it in the object store
     lost: int = 0  # tries that ended with their actor
     failed: int = 0  # tries that ended with an error of their own
     generator: int = -1
@@ -114,10 +114,10 @@ class RolloutBuffer:
         self._collect(timeout_s=0)
 
     def release(self, calls: list[Call]) -> None:
-        """Frees the slots of consumed groups and drops their tables' references."""
+        """Frees the slots of consumed groups, and drops the references to their tables and policies."""
         self.taken -= len(calls)
         for call in calls:
-            call.table = None
+            call.table = call.policy = None
 
     def standing(self) -> dict[str, float]:
         """How full it is and who is up, as live metrics; another thread may ask."""
@@ -182,6 +182,7 @@ class RolloutBuffer:
     def _end(self, call: Call, ref: ray.ObjectRef) -> None:
         try:
             metadata = ray.get(ref, timeout=self.deadline_s)
+            assert call.policy is not None
             if (metadata["incarnation"], metadata["policy_version"]) != (
                 call.policy.incarnation,
                 call.policy.version,

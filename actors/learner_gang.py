@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from actors.broadcast import Broadcasts, Circle
 from actors.failures import ACTOR_LOST, LearnerLost
 from actors.learner import Learner, Standing
 from actors.placement import at, label, learner_rank, placed
 from actors.policy import PolicyRef, Weights
+from actors.pool import Pool
 from d1ray.checkpoint import Place
 from d1ray.config import Config
 
@@ -81,8 +84,9 @@ class LearnerGang:
                         c.colocated,
                     )
                 )
-            met = [self.actors[0].meeting_point.remote()]
+            met = [self.actors[0].meeting_point.remote(c.broadcast)]
             meeting = self._of_first(met, "meeting_point", patience)
+            self.broadcasts = Broadcasts(c, incarnation, meeting)
             refs = [actor.build.remote(meeting) for actor in self.actors]
             self.standing: Standing = self._of_first(refs, "build", patience)
         except BaseException:
@@ -108,18 +112,28 @@ class LearnerGang:
         metrics, self.standing = self._of_first(refs, "learn", wait)
         return metrics
 
-    def publish(self) -> PolicyRef:
+    def publish(
+        self, generators: Pool | None = None, note: Callable[[str], None] = lambda text: None
+    ) -> PolicyRef:
         """The current policy, its parcels owned by the driver; the reference again only when it has moved.
 
-        Returns once the ranks have handed everything over: a parcel is then in the object store.
+        Returns once the ranks have handed everything over: a parcel is then in the object store. With
+        ``cluster.broadcast`` those of ``generators`` that are idle have received the policy, or ``note`` is
+        told why they have not.
         """
         now = self.standing
         if self.policy is None or self.policy.version != now.version:
-            self.policy = Weights(now.version, self._parcels("policy"), lora=self.lora)
+            policy = Weights(now.version, lora=self.lora)
+            circle = self.broadcasts.start(generators, policy)
+            parcels, failure = self._parcels("policy", circle)
+            if circle:
+                self.broadcasts.finish(failure, note)
+            self.policy = replace(policy, parcels=parcels)
         if self.needs_reference and (
             self.reference is None or self.reference.version != now.reference_version
         ):
-            self.reference = Weights(now.reference_version, self._parcels("reference"), lora=self.lora)
+            parcels, _ = self._parcels("reference")
+            self.reference = Weights(now.reference_version, parcels, lora=self.lora)
         return PolicyRef(self.incarnation, self.policy, self.reference)
 
     def save_checkpoint(self, root: Place, step: int, state: dict[str, Any], best: int) -> None:
@@ -137,15 +151,15 @@ class LearnerGang:
         if self.group is not None:
             remove_placement_group(self.group)
 
-    def _parcels(self, which: str) -> tuple[ray.ObjectRef, ...]:
-        """A call a bucket: each rank has its part of one bucket in hand at a time."""
+    def _parcels(self, which: str, circle: Circle | None = None) -> tuple[tuple[ray.ObjectRef, ...], str]:
+        """A call a bucket: each rank has its part of one bucket in hand at a time. Also what failed in
+        ``circle``."""
         calls = [
-            [actor.parcel.options(num_returns=2).remote(which, index) for actor in self.actors]
+            [actor.parcel.options(num_returns=2).remote(which, index, circle) for actor in self.actors]
             for index in range(self.standing.buckets)
         ]
-        for call in calls:
-            self._of_first([done for _, done in call], "parcel", self.patience)
-        return tuple(call[0][0] for call in calls)
+        failures = [self._of_first([done for _, done in call], "parcel", self.patience) for call in calls]
+        return tuple(call[0][0] for call in calls), failures[-1]
 
     def _all(self, method: str, *arguments: Any) -> Any:
         """What the first rank returns, when all have."""

@@ -28,6 +28,7 @@ class Pool:
     def __init__(self, create: Callable[[int], ActorHandle], size: int):
         self.actors = [create(place) for place in range(size)]
         self.up = [False] * size
+        self.starts = [0] * size  # how often an actor came up
         self.progress = [time.monotonic()] * size  # when an actor last began or ended something
         self._starting: list[ray.ObjectRef | None] = [a.__ray_ready__.remote() for a in self.actors]
         self._ask_at = [0.0] * size  # when to ask an actor again whether it is up
@@ -60,6 +61,7 @@ class Pool:
                 self._ask_at[index] = time.monotonic() + ASK_EVERY_S
                 continue
             self.up[index] = True
+            self.starts[index] += 1
 
     def free(self, depth: int) -> int | None:
         """Index of the least busy actor that is up, or None when each has ``depth`` calls under way."""
@@ -67,6 +69,11 @@ class Pool:
         up = [index for index, up in enumerate(self.up) if up]
         index = min(up, key=lambda index: len(self._calls[index]), default=None)
         return index if index is not None and len(self._calls[index]) < depth else None
+
+    def idle(self) -> list[int]:
+        """Indices of the actors that are up and have no call under way."""
+        self.refresh()
+        return [index for index, up in enumerate(self.up) if up and not self._calls[index]]
 
     def wait(self, timeout_s: float) -> None:
         """Waits until a call has ended, well or badly, an actor has started, or ``timeout_s`` has passed."""

@@ -197,7 +197,7 @@ def loop(
 
     root = config.checkpoint_root("rl")
     next_prompt, end = state.cursor, rl.steps * rl.prompts_per_step
-    policy = learner.publish()
+    policy = learner.publish(pools.generators, progress.note)
     if state.step == 0:
         run.log({"stage": "rl", "step": 0, **validate()})
     while state.step < rl.steps:
@@ -223,11 +223,12 @@ def loop(
             progress.note(f"step {state.step}: no update, because in each group all rewards are equal")
         state.cursor += len(taken)
         publishing_at, publishing = time.time(), time.perf_counter()
-        policy = learner.publish()
+        policy = learner.publish(pools.generators, progress.note)
         buffer.release(taken)
         finished = time.perf_counter()
         metrics |= {"started_publish": publishing_at, "seconds_publish": finished - publishing}
         metrics |= {"started_step": started_at, "seconds_step": finished - started}
+        metrics["broadcast_failures"] = learner.broadcasts.failures
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds_step"]
         if state.step % rl.validate_every == 0 or state.step == rl.steps:
             metrics |= validate()
@@ -314,5 +315,6 @@ def rollout_metrics(groups: list[Call], policy: PolicyRef, buffer: RolloutBuffer
         "score_timeouts": sum(m["timeouts"] for m in meta),
         "score_crashes": sum(m["crashes"] for m in meta),
         "resampled": sum(m["resampled"] for m in meta),
+        "fetched_parcels": sum(m["fetched_parcels"] for m in meta),
         "reissued_calls": buffer.reissued,
     } | seconds
