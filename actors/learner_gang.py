@@ -9,7 +9,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.failures import ACTOR_LOST, LearnerLost
+from actors.failures import ACTOR_LOST, STORE_FULL, LearnerLost, StoreFull
 from actors.learner import Learner, Standing
 from actors.policy import PolicyRef, Weights
 from d1ray.checkpoint import Place
@@ -17,6 +17,7 @@ from d1ray.config import Config
 from d1ray.errors import ResourceError
 
 POLL_S = 0.02
+NO_ROOM_PAUSE_S = 0.5  # between tries to hand over weights
 DEATH_NOTICE_S = 15  # after a rank's error, to learn whether another's death was its cause
 
 
@@ -27,6 +28,8 @@ class LearnerGang:
         start: the model folder RL starts from.
         resume: a complete checkpoint to continue from, or None.
         incarnation: marks the policies published from here.
+        placement_s: longest wait for a place for all ranks.
+        note: is told what a user should know.
 
     Every method calls all ranks and waits for them, at most ``cluster.deadline_s``.
 
@@ -35,7 +38,16 @@ class LearnerGang:
         ResourceError: there is no room for all ranks.
     """
 
-    def __init__(self, config: Config, start: Path, resume: Place | None, incarnation: int):
+    def __init__(
+        self,
+        config: Config,
+        start: Path,
+        resume: Place | None,
+        incarnation: int,
+        placement_s: float,
+        note: Callable[[str], None] = lambda text: None,
+    ):
+        self.note = note
         c = config.cluster
         assert config.rl is not None
         self.needs_reference = config.rl.algorithm.needs_reference
@@ -45,8 +57,8 @@ class LearnerGang:
         self.policy: Weights | None = None
         self.reference: Weights | None = None
         try:
-            if c.learners > 1:
-                self.group = self._placed(config)
+            if c.learner_cpus or c.learner_gpus or c.learner_resources:
+                self.group = self._placed(config, placement_s)
             rank = ray.remote(Learner)
             for number in range(c.learners):
                 options: dict[str, Any] = {
@@ -94,6 +106,9 @@ class LearnerGang:
         """The current policy, its parcels owned by the driver; the reference again only when it has moved.
 
         Returns once the ranks have handed everything over: a parcel is then in the object store.
+
+        Raises:
+            StoreFull: there was no room for one for ``deadline_s``.
         """
         now = self.standing
         if self.policy is None or self.policy.version != now.version:
@@ -119,32 +134,52 @@ class LearnerGang:
         if self.group is not None:
             remove_placement_group(self.group)
 
-    def _placed(self, config: Config) -> PlacementGroup:
+    def _placed(self, config: Config, placement_s: float) -> PlacementGroup:
         """A place for every rank at once: a part of a gang would only hold what others need."""
         c = config.cluster
         bundle = {"CPU": c.learner_cpus, "GPU": c.learner_gpus, **c.learner_resources}
         bundle = {name: amount for name, amount in bundle.items() if amount}
         group = placement_group([bundle] * c.learners, strategy="PACK")
-        try:
-            ray.get(group.ready(), timeout=c.deadline_s)
-        except ray.exceptions.GetTimeoutError:
+        if not group.wait(placement_s):
             remove_placement_group(group)
+            free = {name: ray.available_resources().get(name, 0) for name in bundle}
             raise ResourceError(
-                f"no place for {c.learners} learner ranks of {bundle} each within {c.deadline_s:g} s "
-                f"(cluster.learners, cluster.learner_cpus, cluster.learner_gpus); free are "
-                f"{ray.available_resources()}"
-            ) from None
+                f"no place for {c.learners} x learner rank (cluster.learners) with {bundle} each within "
+                f"{placement_s:g} s; free are {free}: add nodes, or wait until others' work has ended"
+            )
         return group
 
     def _parcels(self, which: str) -> tuple[ray.ObjectRef, ...]:
         """A call a bucket: each rank has its part of one bucket in hand at a time."""
-        calls = [
-            [actor.parcel.options(num_returns=2).remote(which, index) for actor in self.actors]
-            for index in range(self.standing.buckets)
-        ]
-        for call in calls:
-            self._of_first([done for _, done in call], "parcel")
+
+        def call(index: int) -> list[list[ray.ObjectRef]]:
+            return [actor.parcel.options(num_returns=2).remote(which, index) for actor in self.actors]
+
+        calls = [call(index) for index in range(self.standing.buckets)]
+        began, told = time.monotonic(), False
+        for index in range(len(calls)):
+            while not self._stored([done for _, done in calls[index]]):
+                waited = time.monotonic() - began
+                if not told:
+                    self.note(
+                        f"publishing: the object store is full; it is tried again for {self.deadline_s:g} s"
+                    )
+                    told = True
+                if waited > self.deadline_s:
+                    raise StoreFull(f"learner rank 0 has no room for the {which}'s weights", waited)
+                time.sleep(NO_ROOM_PAUSE_S)
+                calls[index] = call(index)
         return tuple(call[0][0] for call in calls)
+
+    def _stored(self, refs: Sequence[ray.ObjectRef]) -> bool:
+        """Whether the object store had room for what a call returned."""
+        try:
+            self._of_first(refs, "parcel")
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, STORE_FULL):
+                return False
+            raise
+        return True
 
     def _all(self, method: str, *arguments: Any) -> Any:
         """What the first rank returns, when all have."""

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from actors.buffer import Call, RolloutBuffer
-from actors.failures import LearnerLost, RolloutError, is_lost
+from actors.failures import LearnerLost, NoRoom, ObjectsLost, RolloutError, StoreFull, one_line
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools
@@ -82,8 +82,10 @@ def reinforce(
             restarts = 0 if state.step > rebuilt_at else restarts
             rebuilt_at = state.step
             try:
+                placement_s = config.cluster.deadline_s if restarts else config.cluster.placement_s
+                gang = LearnerGang(config, start, resume, incarnation, placement_s, progress.note)
                 with (
-                    closing(LearnerGang(config, start, resume, incarnation)) as learner,
+                    closing(gang) as learner,
                     progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
                 ):
                     try:
@@ -160,7 +162,9 @@ def loop(
         return {"validation_solved": solved}
 
     slots = (rl.staleness + 1) * rl.prompts_per_step
-    buffer = RolloutBuffer(pools.generators, pools.scorers, slots, config.cluster.deadline_s)
+    buffer = RolloutBuffer(
+        pools.generators, pools.scorers, slots, config.cluster.deadline_s, note=progress.note
+    )
     next_prompt, end = state.cursor, rl.steps * rl.prompts_per_step
     policy = learner.publish()
     if state.step == 0:
@@ -229,14 +233,28 @@ def learn(
     rollouts: Path,
     interrupt: Callable[[], bool],
 ) -> dict[str, float]:
-    """One learning step. Groups whose tables were lost with a node are generated again, the same."""
-    try:
-        return learner.learn([group.table for group in groups], step, rollouts, buffer.tend)
-    except ray.exceptions.RayTaskError as error:
-        if not is_lost(error):
-            raise
-    buffer.again(groups)
-    return learner.learn([group.table for group in buffer.take(len(groups), interrupt)], step, rollouts)
+    """One learning step. Groups whose tables were lost with a node, or have no room at the learner's, are
+    generated again, the same.
+
+    Raises:
+        RolloutError: the learner has not got them within the buffer's deadline.
+    """
+    began, again = time.monotonic(), False
+    while True:
+        try:
+            return learner.learn([group.table for group in groups], step, rollouts, buffer.tend)
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, ObjectsLost | NoRoom):
+                raise
+            if not again:
+                buffer.note(f"learning: {one_line(error)}; the rollouts are generated again")
+            if (waited := time.monotonic() - began) > buffer.deadline_s:
+                if isinstance(error.cause, NoRoom):
+                    raise StoreFull("the learner", waited) from error
+                raise RolloutError(f"{one_line(error)}, again and again for {waited:.0f} s") from error
+        again = True
+        buffer.again(groups)
+        groups = buffer.take(len(groups), interrupt)
 
 
 def request(
