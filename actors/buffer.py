@@ -148,8 +148,9 @@ class RolloutBuffer:
 
     def _dispatch(self) -> None:
         while self.waiting:
-            # A second call at an actor hides the way to it, but must not be there while another one idles.
-            depth = 2 if len(self.waiting) > sum(self.generators.up) else 1
+            # A second call at an actor hides the way to it. It must not wait there while others idle, even at
+            # a slow one, so the others need enough to do meanwhile.
+            depth = 2 if len(self.waiting) > 2 * sum(self.generators.up) else 1
             generator, scorer = self.generators.free(depth), self.scorers.free(len(self.running) + 1)
             if generator is None or scorer is None:
                 return

@@ -177,11 +177,13 @@ class StartedCluster:
         import psutil
 
         for node in reversed(self.nodes):
-            processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-            node.terminate()
-            for process in psutil.wait_procs(processes, timeout=20)[1]:
-                process.kill()
-            node.wait(timeout=20)
+            if node.poll() is None:
+                processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+                node.terminate()
+                alive = psutil.wait_procs(processes, timeout=5)[1]  # nodes that an autoscaler has added stay
+                for process in alive:
+                    process.kill()
+                psutil.wait_procs(alive, timeout=20)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
