@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from actors.broadcast import Circle, Member
+from actors.failures import fetched
 from actors.policy import Parcel
 from d1ray import checkpoint, schema
 from d1ray.checkpoint import Place
@@ -158,9 +159,10 @@ class Learner:
         Writes the rollouts with their advantages to ``rollouts``. Returns metrics.
 
         Raises:
+            ObjectsLost, NoRoom: a table cannot be had; nothing has been learned.
             FloatingPointError: ``rl.max_nonfinite`` updates in a row had no finite loss and gradient.
         """
-        table = pa.concat_tables(ray.get(list(tables), timeout=self.deadline_s))
+        table = pa.concat_tables(fetched(list(tables), self.deadline_s, f"rollouts of step {step + 1}"))
         started_at, started = time.time(), time.perf_counter()
         algorithm = self.config.algorithm
         advantages = algorithm.advantages(table["reward"].to_numpy().reshape(-1, self.config.group_size))

@@ -97,11 +97,14 @@ def _placement(config: Config) -> Iterator[Finding]:
     for line in missing:
         yield Finding("resources", "failed", line)
     if not missing:
-        c = config.cluster
+        c, free, whole = config.cluster, ray.available_resources(), ray.cluster_resources()
+        named = [name for name in ("CPU", "GPU") if name in whole]
+        now = ", ".join(f"{free.get(name, 0):g} of {whole[name]:g} {name}" for name in named)
         yield Finding(
             "resources",
             "ok",
-            f"room for {c.generators} generators, {c.scorers} scorers and {c.learners} learner ranks at once",
+            f"room for {c.generators} generators, {c.scorers} scorers and {c.learners} learner ranks at "
+            f"once; free now: {now}",
         )
 
 
