@@ -122,7 +122,7 @@ class RolloutBuffer:
             self._collect(timeout_s=0.5)
             if interrupted():
                 raise Interrupted
-            if self.running or any(call.no_room_since for call in self.waiting):
+            if self.running or self.generators.pausing or self.scorers.pausing:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self.deadline_s:
                 raise RolloutError(self._stuck(count))

@@ -118,6 +118,11 @@ class Pool:
         """Gives an actor no work for so long: the others get what it could not do."""
         self._paused_until[index] = time.monotonic() + seconds
 
+    @property
+    def pausing(self) -> bool:
+        """Whether an actor pauses."""
+        return any(until > time.monotonic() for until in self._paused_until)
+
     def restart(self, index: int) -> None:
         """Kills an actor that does not answer; Ray starts it again, and its calls fail as lost."""
         ray.kill(self.actors[index], no_restart=False)

@@ -349,7 +349,7 @@ def test_a_slow_generator_gets_less_work_and_holds_up_nobody(
         buffer = RolloutBuffer(pools.generators, pools.scorers, slots=groups, deadline_s=120)
         for prompt in prompts:
             buffer.start(Request((prompt,), 1, config.evaluation.sampling, 0), policy_of_folder(start))
-        calls, end = list(buffer.started), time.monotonic() + 60
+        calls, end = list(buffer.started), time.monotonic() + 200
         while sum(call.over for call in calls) < groups - 2 and time.monotonic() < end:
             buffer.tend()
             time.sleep(0.02)
@@ -383,7 +383,7 @@ def frozen(title: str, over: threading.Event) -> threading.Thread:
     [
         (
             "ray::Generator.generate",
-            "group -1 was lost 2 times; last at generator 0, scorer 0: generator 0 did not end it within 3 s "
+            "group -1 was lost 1 times; last at generator 0, scorer 0: generator 0 did not end it within 3 s "
             "(cluster.deadline_s) and was killed",
         ),
         (
@@ -403,7 +403,7 @@ def test_a_generator_that_always_hangs_ends_the_wait_with_its_group_and_state(
     title: str,
     said: str,
 ) -> None:
-    monkeypatch.setattr("actors.buffer.LOST_TRIES", 2)
+    monkeypatch.setattr("actors.buffer.LOST_TRIES", 1)
     config, over = config_of(tmp_path / "run", "cluster.generators=1"), threading.Event()
     examples = open_data(config.task, None, 0).examples("validation", 2)
     prompts = held_out_prompts(load_tokenizer(start), examples, config.data.max_prompt_length)
