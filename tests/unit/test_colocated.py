@@ -3,15 +3,12 @@
 On a machine without a GPU the moves go from the CPU to the CPU, and the tests of memory are skipped.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 
-from actors import learner as actors_learner
-from actors import policy as actors_policy
 from actors.generator import Generator
 from actors.learner import Learner
 from actors.policy import Parcel, PolicyRef, Weights
@@ -47,8 +44,7 @@ def config_of(lora=None):
 @pytest.fixture(autouse=True)
 def plain_references(monkeypatch):
     """Buckets and tables are handed over themselves instead of references to them."""
-    for module in (actors_policy, actors_learner):
-        monkeypatch.setattr(module, "ray", SimpleNamespace(get=lambda value, timeout: value))
+    monkeypatch.setattr(ray, "get", lambda value, timeout: value)
 
 
 @pytest.fixture
