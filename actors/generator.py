@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from actors.broadcast import Circle, Member
 from actors.policy import PolicyRef, Weights
 from d1ray.models import DiffusionLM, load_model, load_tokenizer
 from d1ray.models.lora import (
@@ -53,16 +54,20 @@ class Generator:
         self.overwritten = False  # whether parcels took the place of those weights
         self.reference: DiffusionLM | None = None
         self.loaded: dict[str, Key] = {}  # by role; an adapter is that of self.model
+        self.fetched = 0  # parcels
+        self.member = Member()
 
     def generate(self, request: Request, policy: PolicyRef) -> tuple[pa.Table, dict[str, Any]]:
         """Runs a request under ``policy``.
 
         Returns:
-            The ``schema.GENERATED`` table, and small metadata: seconds spent loading weights,
-            and how far fast decoding was from exact decoding, where that was measured.
+            The ``schema.GENERATED`` table, and small metadata: seconds spent loading weights, and how
+            many parcels of them were fetched; how far fast decoding was from exact decoding, where that was
+            measured.
         """
         started = time.perf_counter()
         self._move(self.device)
+        before = self.fetched
         self._load_policy(policy.incarnation, policy.policy)
         reference: AbstractContextManager[DiffusionLM] | None = None
         if policy.reference is not None and request.likelihoods is not None:
@@ -78,7 +83,18 @@ class Generator:
             self.place,
             seconds_load,
         )
-        return table, {"seconds_load": seconds_load, **notes}
+        return table, {"seconds_load": seconds_load, "fetched_parcels": self.fetched - before, **notes}
+
+    def receive(self, circle: Circle, rank: int, incarnation: int, weights: Weights) -> tuple[None, None]:
+        """Receives a whole policy's ``weights`` from a broadcast. Where that fails it raises, and the next
+        call fetches them as if nothing had been sent."""
+        if has_lora(self.model) or self.source != self.folder:
+            raise ValueError("a broadcast is for generators that hold the run's model without an adapter")
+        self.loaded.pop(POLICY, None)
+        self.overwritten = True
+        self.member.receive(circle, rank, list(live_tensors(self.model).values()))
+        self.loaded[POLICY] = _key(incarnation, weights)
+        return None, None
 
     def rest(self) -> tuple[None, None]:
         """Leaves the GPU."""
@@ -106,10 +122,10 @@ class Generator:
             )
             self.loaded.clear()  # a reference adapter went with the model
         if weights.lora is not None:
-            weights.copy_into(self._adapter(POLICY, weights.lora), incarnation, self.deadline_s)
+            self._fetch(weights, incarnation, self._adapter(POLICY, weights.lora))
         elif weights.parcels:
             self.overwritten = True
-            weights.copy_into(live_tensors(self.model), incarnation, self.deadline_s)
+            self._fetch(weights, incarnation, live_tensors(self.model))
         self.loaded[POLICY] = _key(incarnation, weights)
 
     def _load_reference(self, incarnation: int, weights: Weights) -> AbstractContextManager[DiffusionLM]:
@@ -121,16 +137,20 @@ class Generator:
             if not has_lora(self.model):
                 raise ValueError("a reference adapter needs a policy that is an adapter of the same model")
             if not current:
-                weights.copy_into(self._adapter(REFERENCE, weights.lora), incarnation, self.deadline_s)
+                self._fetch(weights, incarnation, self._adapter(REFERENCE, weights.lora))
         elif not current:
             if self.reference is None or not weights.parcels:
                 self.reference = load_model(weights.folder or self.folder, self.dtype, self.device)
-            weights.copy_into(live_tensors(self.reference), incarnation, self.deadline_s)
+            self._fetch(weights, incarnation, live_tensors(self.reference))
         self.loaded[REFERENCE] = _key(incarnation, weights)
         if weights.lora is not None:
             return using_adapter(self.model, REFERENCE)
         assert self.reference is not None
         return nullcontext(self.reference)
+
+    def _fetch(self, weights: Weights, incarnation: int, tensors: dict[str, Tensor]) -> None:
+        weights.copy_into(tensors, incarnation, self.deadline_s)
+        self.fetched += len(weights.parcels)
 
     def _adapter(self, name: str, config: LoRAConfig) -> dict[str, Tensor]:
         if not adapter_tensors(self.model, name):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from actors.broadcast import Circle, Member
+from actors.failures import fetched
 from actors.policy import Parcel
 from d1ray import checkpoint, schema
 from d1ray.checkpoint import Place
@@ -82,15 +85,16 @@ class Learner:
         self.rank, self.world, self.bf16 = rank, world, precision == "bf16"
         self.first = rank == 0
         self.grouped = world > 1 or config.offload  # FSDP keeps even a single rank's weights on the CPU
-        self.store: Any = None  # where the ranks meet; the first one keeps it
+        self.store: Any = None  # where the ranks and others meet; the first one keeps it
+        self.member = Member()
         self.version = 0
         self.writer: CheckpointWriter | None = None  # of the checkpoint under way
 
-    def meeting_point(self) -> tuple[str, int]:
-        """Where the other ranks find this one."""
+    def meeting_point(self, visited: bool = False) -> tuple[str, int]:
+        """Where the other ranks find this one, and others if it is ``visited``."""
         host = ray.util.get_node_ip_address()
         wait = timedelta(seconds=self.deadline_s)
-        if self.grouped:
+        if self.grouped or visited:
             self.store = TCPStore(host, 0, self.world, True, timeout=wait, wait_for_workers=False)
         return host, self.store.port if self.store else 0
 
@@ -133,14 +137,19 @@ class Learner:
     def _standing(self) -> Standing:
         return Standing(self.version, self.reference_version, len(self.names))
 
-    def parcel(self, which: str, index: int) -> tuple[Parcel | None, None]:
+    def parcel(self, which: str, index: int, circle: Circle | None = None) -> tuple[Parcel | None, str]:
         """A bucket of the "policy" or the "reference", from the first rank; the caller owns it, so it
-        outlives this actor. Of sharded weights it is gathered tensor by tensor."""
+        outlives this actor. Of sharded weights it is gathered tensor by tensor.
+
+        The first rank also sends it to ``circle``, and returns what went wrong there, or "".
+        """
         tensors = self.live if which == "policy" else self.reference
         version = self.version if which == "policy" else self.reference_version
         cast = torch.bfloat16 if self.bf16 and not self.config.lora else None  # as the generators hold them
-        bucket = pack(tensors, self.names[index], self.first, cast)
-        return Parcel(self.incarnation, version, bucket) if self.first else None, None
+        send = partial(self.member.send, circle, self.store) if circle else None
+        bucket = pack(tensors, self.names[index], self.first, cast, send)
+        wrong = self.member.failed.get(circle.name, "") if circle else ""
+        return Parcel(self.incarnation, version, bucket) if self.first else None, wrong
 
     def learn(
         self, tables: Sequence[ray.ObjectRef], step: int, rollouts: Path
@@ -150,9 +159,10 @@ class Learner:
         Writes the rollouts with their advantages to ``rollouts``. Returns metrics.
 
         Raises:
+            ObjectsLost, NoRoom: a table cannot be had; nothing has been learned.
             FloatingPointError: ``rl.max_nonfinite`` updates in a row had no finite loss and gradient.
         """
-        table = pa.concat_tables(ray.get(list(tables), timeout=self.deadline_s))
+        table = pa.concat_tables(fetched(list(tables), self.deadline_s, f"rollouts of step {step + 1}"))
         started_at, started = time.time(), time.perf_counter()
         algorithm = self.config.algorithm
         advantages = algorithm.advantages(table["reward"].to_numpy().reshape(-1, self.config.group_size))

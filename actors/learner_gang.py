@@ -2,20 +2,24 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from actors.failures import ACTOR_LOST, LearnerLost
+from actors.broadcast import Broadcasts, Circle
+from actors.failures import ACTOR_LOST, STORE_FULL, LearnerLost, StoreFull
 from actors.learner import Learner, Standing
 from actors.placement import at, label, learner_rank, placed
 from actors.policy import PolicyRef, Weights
+from actors.pool import Pool
 from d1ray.checkpoint import Place
 from d1ray.config import Config
 
 POLL_S = 0.02
+NO_ROOM_PAUSE_S = 0.5  # between tries to hand over weights
 DEATH_NOTICE_S = 15  # after a rank's error, to learn whether another's death was its cause
 
 
@@ -29,6 +33,8 @@ class LearnerGang:
         places: those of the generators, if rank i shares the GPU of generator i (``shared_places``).
         patience: called every ``POLL_S`` while the ranks are built, learn or publish, not while they write
             files. What it raises ends the wait, and the gang is of no further use.
+        placement_s: longest wait for a place for all ranks; None for ``cluster.placement_s``.
+        note: is told what a user should know.
 
     Every method calls all ranks and waits for them, at most ``cluster.deadline_s``.
 
@@ -45,7 +51,10 @@ class LearnerGang:
         incarnation: int,
         places: PlacementGroup | None = None,
         patience: Callable[[], object] = lambda: None,
+        placement_s: float | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ):
+        self.note = note
         c = config.cluster
         assert config.rl is not None
         self.needs_reference = config.rl.algorithm.needs_reference
@@ -56,8 +65,9 @@ class LearnerGang:
         self.policy: Weights | None = None
         self.reference: Weights | None = None
         try:
-            if c.learners > 1 and places is None:  # a part of a gang would only hold what others need
-                places = self.group = placed(learner_rank(c), c.deadline_s, patience)
+            kind = learner_rank(c)
+            if kind.bundle and places is None:  # a part of a gang would only hold what others need
+                places = self.group = placed(kind, placement_s or c.placement_s, patience)
             rank, run = ray.remote(Learner), label(config)
             for number in range(c.learners):
                 options: dict[str, Any] = {
@@ -81,8 +91,9 @@ class LearnerGang:
                         c.colocated,
                     )
                 )
-            met = [self.actors[0].meeting_point.remote()]
+            met = [self.actors[0].meeting_point.remote(c.broadcast)]
             meeting = self._of_first(met, "meeting_point", patience)
+            self.broadcasts = Broadcasts(c, incarnation, meeting)
             refs = [actor.build.remote(meeting) for actor in self.actors]
             self.standing: Standing = self._of_first(refs, "build", patience)
         except BaseException:
@@ -108,18 +119,28 @@ class LearnerGang:
         metrics, self.standing = self._of_first(refs, "learn", wait)
         return metrics
 
-    def publish(self) -> PolicyRef:
+    def publish(self, generators: Pool | None = None) -> PolicyRef:
         """The current policy, its parcels owned by the driver; the reference again only when it has moved.
 
-        Returns once the ranks have handed everything over: a parcel is then in the object store.
+        Returns once the ranks have handed everything over: a parcel is then in the object store. With
+        ``cluster.broadcast`` those of ``generators`` that are idle have received the policy.
+
+        Raises:
+            StoreFull: there was no room for a parcel for ``deadline_s``.
         """
         now = self.standing
         if self.policy is None or self.policy.version != now.version:
-            self.policy = Weights(now.version, self._parcels("policy"), lora=self.lora)
+            policy = Weights(now.version, lora=self.lora)
+            circle = self.broadcasts.start(generators, policy)
+            parcels, failure = self._parcels("policy", circle)
+            if circle:
+                self.broadcasts.finish(failure, self.note)
+            self.policy = replace(policy, parcels=parcels)
         if self.needs_reference and (
             self.reference is None or self.reference.version != now.reference_version
         ):
-            self.reference = Weights(now.reference_version, self._parcels("reference"), lora=self.lora)
+            parcels, _ = self._parcels("reference")
+            self.reference = Weights(now.reference_version, parcels, lora=self.lora)
         return PolicyRef(self.incarnation, self.policy, self.reference)
 
     def save_checkpoint(self, root: Place, step: int, state: dict[str, Any], best: int) -> None:
@@ -137,15 +158,39 @@ class LearnerGang:
         if self.group is not None:
             remove_placement_group(self.group)
 
-    def _parcels(self, which: str) -> tuple[ray.ObjectRef, ...]:
-        """A call a bucket: each rank has its part of one bucket in hand at a time."""
-        calls = [
-            [actor.parcel.options(num_returns=2).remote(which, index) for actor in self.actors]
-            for index in range(self.standing.buckets)
-        ]
-        for call in calls:
-            self._of_first([done for _, done in call], "parcel", self.patience)
-        return tuple(call[0][0] for call in calls)
+    def _parcels(self, which: str, circle: Circle | None = None) -> tuple[tuple[ray.ObjectRef, ...], str]:
+        """A call a bucket: each rank has its part of one bucket in hand at a time. Also what failed in
+        ``circle``."""
+
+        def call(index: int, circle: Circle | None) -> list[list[ray.ObjectRef]]:
+            return [actor.parcel.options(num_returns=2).remote(which, index, circle) for actor in self.actors]
+
+        calls = [call(index, circle) for index in range(self.standing.buckets)]
+        began, told, failure = time.monotonic(), False, ""
+        for index in range(len(calls)):
+            while (said := self._stored([done for _, done in calls[index]])) is None:
+                waited = time.monotonic() - began
+                if not told:
+                    self.note(
+                        f"publishing: the object store is full; it is tried again for {self.deadline_s:g} s"
+                    )
+                    told = True
+                if waited > self.deadline_s:
+                    raise StoreFull(f"learner rank 0 has no room for the {which}'s weights", waited)
+                time.sleep(NO_ROOM_PAUSE_S)
+                calls[index] = call(index, None)  # the circle has it already
+            failure = said or failure
+        return tuple(call[0][0] for call in calls), failure
+
+    def _stored(self, refs: Sequence[ray.ObjectRef]) -> str | None:
+        """What the first rank says of its circle; None if the object store had no room for its parcel."""
+        try:
+            said: str = self._of_first(refs, "parcel", self.patience)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, STORE_FULL):
+                return None
+            raise
+        return said
 
     def _all(self, method: str, *arguments: Any) -> Any:
         """What the first rank returns, when all have."""

@@ -112,10 +112,10 @@ def check_resources(config: Config, learner: bool) -> None:
     """
     missing = unmet(config, learner)
     if missing and not _is_own_cluster(config.cluster):
-        _ask_autoscaler(config.cluster, learner)
-        end = time.monotonic() + config.cluster.placement_s
-        while (missing := unmet(config, learner)) and time.monotonic() < end:
-            time.sleep(0.5)
+        with _asked_of_an_autoscaler(config.cluster, learner):
+            end = time.monotonic() + config.cluster.placement_s
+            while (missing := unmet(config, learner)) and time.monotonic() < end:
+                time.sleep(0.5)
     if missing:
         raise ResourceError(f"{'; '.join(missing)}; lower those settings or add nodes (see `d1ray doctor`)")
 
@@ -148,13 +148,19 @@ def _is_own_cluster(cluster: ClusterConfig) -> bool:
     return not cluster.address and "RAY_ADDRESS" not in os.environ
 
 
-def _ask_autoscaler(cluster: ClusterConfig, learner: bool) -> None:
-    """Tells an autoscaler, if there is one, which actors will come."""
+@contextmanager
+def _asked_of_an_autoscaler(cluster: ClusterConfig, learner: bool) -> Iterator[None]:
+    """Tells an autoscaler, if there is one, which actors will come; not longer, or it would keep their nodes
+    for ever."""
     from ray.autoscaler.sdk import request_resources
 
     request_resources(
         bundles=[dict(kind.bundle) for kind in kinds(cluster, "rl", learner) for _ in range(kind.count)]
     )
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def placed(kind: Kind, deadline_s: float, patience: Callable[[], object] = lambda: None) -> PlacementGroup:

@@ -1,12 +1,13 @@
 """PolicyRef: the weights as an argument of every generate call."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
 from torch import Tensor
 
+from actors.failures import fetched
 from d1ray.models.lora import LoRAConfig
 from d1ray.models.weights import Bucket, copy_into
 
@@ -37,9 +38,10 @@ class Weights:
 
         Raises:
             RuntimeError: a parcel is of other weights than these.
+            ObjectsLost, NoRoom: a parcel cannot be had.
         """
         for ref in self.parcels:
-            parcel: Parcel = ray.get(ref, timeout=timeout_s)
+            parcel: Parcel = fetched(ref, timeout_s, f"weights {incarnation}.{self.version}")
             if (parcel.incarnation, parcel.version) != (incarnation, self.version):
                 got = f"{parcel.incarnation}.{parcel.version}"
                 raise RuntimeError(f"asked for weights {incarnation}.{self.version}, got {got}")
@@ -61,6 +63,19 @@ class PolicyRef:
     @property
     def version(self) -> int:
         return self.policy.version
+
+    def renewed(self) -> "PolicyRef":
+        """The same weights as other objects, for a node that had no room for these (``NoRoom``)."""
+        copy = ray.remote(num_cpus=0)(_itself)
+
+        def anew(weights: Weights) -> Weights:
+            return replace(weights, parcels=tuple(copy.remote(ref) for ref in weights.parcels))
+
+        return replace(self, policy=anew(self.policy), reference=self.reference and anew(self.reference))
+
+
+def _itself(parcel: Parcel) -> Parcel:
+    return parcel
 
 
 def policy_of_folder(folder: Path) -> PolicyRef:

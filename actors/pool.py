@@ -28,9 +28,11 @@ class Pool:
     def __init__(self, create: Callable[[int], ActorHandle], size: int):
         self.actors = [create(place) for place in range(size)]
         self.up = [False] * size
+        self.starts = [0] * size  # how often an actor came up
         self.progress = [time.monotonic()] * size  # when an actor last began or ended something
         self._starting: list[ray.ObjectRef | None] = [a.__ray_ready__.remote() for a in self.actors]
         self._ask_at = [0.0] * size  # when to ask an actor again whether it is up
+        self._paused_until = [0.0] * size  # an actor whose node has no room
         self._calls: list[list[ray.ObjectRef]] = [[] for _ in self.actors]  # metadata under way, by actor
 
     def refresh(self) -> None:
@@ -60,13 +62,20 @@ class Pool:
                 self._ask_at[index] = time.monotonic() + ASK_EVERY_S
                 continue
             self.up[index] = True
+            self.starts[index] += 1
 
     def free(self, depth: int) -> int | None:
         """Index of the least busy actor that is up, or None when each has ``depth`` calls under way."""
         self.refresh()
-        up = [index for index, up in enumerate(self.up) if up]
+        now = time.monotonic()
+        up = [index for index, up in enumerate(self.up) if up and self._paused_until[index] <= now]
         index = min(up, key=lambda index: len(self._calls[index]), default=None)
         return index if index is not None and len(self._calls[index]) < depth else None
+
+    def idle(self) -> list[int]:
+        """Indices of the actors that are up and have no call under way."""
+        self.refresh()
+        return [index for index, up in enumerate(self.up) if up and not self._calls[index]]
 
     def wait(self, timeout_s: float) -> None:
         """Waits until a call has ended, well or badly, an actor has started, or ``timeout_s`` has passed."""
@@ -104,6 +113,15 @@ class Pool:
     def lost(self, index: int) -> None:
         """A call at ``index`` failed because the actor died: no work for it until it is up again."""
         self.up[index] = False
+
+    def pause(self, index: int, seconds: float) -> None:
+        """Gives an actor no work for so long: the others get what it could not do."""
+        self._paused_until[index] = time.monotonic() + seconds
+
+    @property
+    def pausing(self) -> bool:
+        """Whether an actor pauses."""
+        return any(until > time.monotonic() for until in self._paused_until)
 
     def restart(self, index: int) -> None:
         """Kills an actor that does not answer; Ray starts it again, and its calls fail as lost."""

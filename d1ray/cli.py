@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from d1ray.config import Config
-from d1ray.errors import ConfigError, UserError
+from d1ray.errors import ConfigError, RunFailed, UserError
 from d1ray.evaluation_config import (
     evaluation_config,
     harness_config,
@@ -238,6 +238,12 @@ def main() -> None:
         reason = getattr(error, "cause", error)  # Ray wraps a worker's error in its traceback
         print(f"d1ray: error: {reason}", file=sys.stderr)
         sys.exit(2)
+    except RunFailed as error:
+        print(
+            f"d1ray: error: {error}. What is saved is kept; the same command goes on from it.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except Interrupted as error:
         how = str(error) or "everything so far is saved"
         print(f"d1ray: interrupted; {how}. Run the same command to continue.", file=sys.stderr)

@@ -296,6 +296,11 @@ class ClusterConfig(Strict):
         False,
         description="generator i and learner rank i share a GPU, their _gpus being fractions, and take turns",
     )
+    broadcast: bool = Field(
+        False,
+        description="full weights go to idle generators by one NCCL or gloo broadcast as well as through the "
+        "object store",
+    )
     dashboard: bool = Field(False, description="start the Ray dashboard with a local cluster")
     placement_s: NonNegativeFloat = Field(30, description="wait for a cluster to have what is asked for")
     deadline_s: PositiveFloat = Field(600, description="longest wait for any one call, in seconds")
@@ -373,6 +378,15 @@ class Config(Strict):
             raise ValueError(
                 f"cluster.colocated=true: generators and learner take turns, so nothing overlaps; set "
                 f"rl.staleness=0 (it is {self.rl.staleness})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_weights_are_broadcast(self) -> Self:
+        if self.cluster.broadcast and self.rl is not None and self.rl.lora:
+            raise ValueError(
+                "cluster.broadcast=true is for full fine-tuning; with rl.lora only the adapter is published, "
+                "which is small: leave broadcast out"
             )
         return self
 

@@ -97,11 +97,14 @@ def _placement(config: Config) -> Iterator[Finding]:
     for line in missing:
         yield Finding("resources", "failed", line)
     if not missing:
-        c = config.cluster
+        c, free, whole = config.cluster, ray.available_resources(), ray.cluster_resources()
+        named = [name for name in ("CPU", "GPU") if name in whole]
+        now = ", ".join(f"{free.get(name, 0):g} of {whole[name]:g} {name}" for name in named)
         yield Finding(
             "resources",
             "ok",
-            f"room for {c.generators} generators, {c.scorers} scorers and {c.learners} learner ranks at once",
+            f"room for {c.generators} generators, {c.scorers} scorers and {c.learners} learner ranks at "
+            f"once; free now: {now}",
         )
 
 
@@ -188,16 +191,18 @@ def _object_store(nodes: list[dict[str, Any]], needs: Estimate | None) -> Iterat
 def _memory(config: Config, needs: Estimate | None) -> Iterator[Finding]:
     if needs is None:
         return
-    shared = ""
+    note = ""
+    if needs.offloaded:
+        note = f", {needs.offloaded / 2**30:.1f} GiB of it in CPU memory"
     if config.cluster.colocated:
-        most = max(needs.generator, needs.learner) / 2**30
-        shared = f" (they take turns on a GPU, which then needs {most:.1f} GiB)"
+        most = max(needs.generator, needs.learner - needs.offloaded) / 2**30
+        note += f" (they take turns on a GPU, which needs {most:.1f} GiB)"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in needs.shares.items())
     yield Finding(
         "estimate",
         "ok",
         f"{needs.parameters / 1e9:.2f}B parameters, {needs.trained / 1e6:.1f}M trained; memory of a "
         f"generator {needs.generator / 2**30:.1f} GiB, of a learner rank {needs.learner / 2**30:.1f} GiB"
-        f"{shared}, beside what torch takes itself; {needs.published / 2**30:.2f} GiB published a step; "
+        f"{note}, beside what torch takes itself; {needs.published / 2**30:.2f} GiB published a step; "
         f"time: {shares}",
     )

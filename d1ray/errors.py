@@ -19,3 +19,10 @@ class ModelError(UserError):
 
 class ResourceError(UserError):
     """The cluster cannot hold the actors the recipe asks for."""
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on, though nothing is wrong with the request; the command line exits with 1.
+
+    What was saved is kept, and the same command goes on from it.
+    """

@@ -26,6 +26,7 @@ class Estimate:
         trained: how many of them, or of its adapter's, are trained.
         generator: of one generator: policy, reference, and the activations of a request.
         learner: of one learner rank: weights, reference, gradients, AdamW's two moments, activations.
+        offloaded: how much of that is in CPU memory (``rl.offload``).
         published: of one version of the weights, as it lies in the object store.
         stored: in the object store at most: policy, the one before it, reference and rollouts.
         shares: of the time of a step, by forward passes over tokens, if all actors are equally fast:
@@ -36,6 +37,7 @@ class Estimate:
     trained: int
     generator: int
     learner: int
+    offloaded: int
     published: int
     stored: int
     shares: dict[str, float]
@@ -70,7 +72,8 @@ def estimate(config: Config) -> Estimate:
     spread = cluster.learners if rl.sharding == "fsdp" else 1
     weights = (held if rl.lora else FP32) * parameters + (FP32 * trained if rl.lora else 0)
     states = weights + FP32 * (references + 3 * trained)  # with gradient and two moments
-    learner = -(-states // spread) + held * rl.micro_batch_tokens * kept
+    states_of_a_rank = -(-states // spread)
+    learner = states_of_a_rank + held * rl.micro_batch_tokens * kept
     published = adapter * trained
     rows = rl.prompts_per_step * rl.group_size * (rl.staleness + 1)
     views = rl.mu * rl.algorithm.estimator.views_per_update
@@ -81,6 +84,7 @@ def estimate(config: Config) -> Estimate:
         trained,
         generator,
         learner,
+        states_of_a_rank if rl.offload else 0,
         published,
         (2 + needs_reference) * published + rollouts,
         _shares(rl, cluster.generators, cluster.learners, likelihoods),

@@ -55,6 +55,8 @@ METRICS = (
     Metric("score_crashes", "", "checks whose process died, and scored 0"),
     Metric("dropped_groups", "", "groups that were given up after failing by themselves"),
     Metric("reissued_calls", "", "calls made again because an actor died, since the learner was built"),
+    Metric("fetched_parcels", "", "buckets of weights that generators took from the object store"),
+    Metric("broadcast_failures", "", "broadcasts of weights that failed, since the learner was built"),
     Metric("seconds_load", "s", "of generators, loading weights; actor-seconds, as all up to score"),
     Metric("seconds_generate", "s", "of generators, sampling"),
     Metric("seconds_logprob", "s", "of generators, old and reference log-probabilities"),

@@ -4,6 +4,7 @@ Pre-training phases and SFT are the same loop (``d1ray.sft_worker``); the phases
 gang of workers. This is the driver's side: start, follow, pass on an interrupt.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from actors.bulletin import Bulletin
 from d1ray import checkpoint
 from d1ray.config import Config
 from d1ray.demonstrations import Phase
-from d1ray.errors import UserError
+from d1ray.errors import RunFailed, UserError
 from d1ray.interrupt import Interrupted
 from d1ray.progress import Progress, Stage
 from d1ray.run_folder import RunFolder
@@ -37,9 +38,11 @@ def train_phases(
 ) -> None:
     """Trains ``phases`` in turn from the model folder ``start``.
 
-    When a worker dies, all start again from the newest checkpoint.
+    When a worker dies, or does not answer for ``cluster.deadline_s``, all start again from the newest
+    checkpoint.
 
     Raises:
+        RunFailed: nothing happens for longer than that takes.
         Interrupted: a signal came; a checkpoint was written and the same call continues from it.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -52,6 +55,7 @@ def train_phases(
     for phase in phases:
         if phase.number >= position["phase"]:
             run.truncate_metrics(phase.stage, position["step"] if phase.number == position["phase"] else 0)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(c.deadline_s)
     bulletin = ray.remote(num_cpus=0)(Bulletin).remote()
     resources = {"CPU": c.sft_worker_cpus} | ({"GPU": c.sft_worker_gpus} if c.sft_worker_gpus else {})
     trainer = TorchTrainer(
@@ -112,16 +116,27 @@ def follow(
     """Shows and logs the workers' rows until ``fitting`` ends; passes an interrupt on to them.
 
     Raises:
-        TimeoutError: no row came for ``deadline_s``.
+        RunFailed: no row came for twice ``deadline_s``, in which a worker that hangs is noticed and replaced.
     """
     by_number = {phase.number: phase for phase in phases}
+    shown = step = -1
+
+    def position() -> str:
+        return f"{by_number[shown].stage}, after step {step}" if shown in by_number else phases[0].stage
+
     last_row = time.monotonic()
     with ExitStack() as stack:
-        shown = step = -1
         stage: Stage | None = None
         while True:
             running = fitting.is_alive()
-            for row in ray.get(bulletin.read.remote(), timeout=deadline_s):
+            try:
+                rows = ray.get(bulletin.read.remote(), timeout=deadline_s)
+            except ray.exceptions.RayError as error:
+                raise RunFailed(
+                    f"{position()}: the Bulletin, an actor through which the workers report, has died or did "
+                    f"not answer for {deadline_s:g} s (cluster.deadline_s): {type(error).__name__}"
+                ) from error
+            for row in rows:
                 last_row = time.monotonic()
                 phase = by_number[row.pop("phase")]
                 if phase.number != shown or row["step"] <= step:  # the workers have started again
@@ -139,9 +154,9 @@ def follow(
                 return
             if interrupt():
                 bulletin.stop.remote()
-            if time.monotonic() - last_row > deadline_s:
-                raise TimeoutError(
-                    f"no training step of {phases[0].stage} for {deadline_s:g} s (cluster.deadline_s); "
-                    f"are {len(phases)} phase(s) waiting for resources?"
+            if time.monotonic() - last_row > 2 * deadline_s:
+                raise RunFailed(
+                    f"{position()}: no step by Ray Train's workers for {2 * deadline_s:g} s (twice "
+                    f"cluster.deadline_s); they wait for resources, or hang"
                 )
             fitting.join(0.3)

@@ -17,7 +17,8 @@ from d1ray import summary
 from d1ray.config import Config
 from d1ray.curves import draw_curves
 from d1ray.demonstrations import Demonstrations, Phase
-from d1ray.errors import ConfigError
+from d1ray.doctor import as_table, examine
+from d1ray.errors import ConfigError, ResourceError
 from d1ray.evaluate import Evaluation, evaluate, held_out_prompts
 from d1ray.interrupt import Interrupt
 from d1ray.memory import PeakMemory
@@ -69,7 +70,7 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
                 f"{count:,} examples{whose} are left out: their prompts have more than {longest} tokens"
             )
     clock = Clock()
-    with connected(config.cluster):
+    with connected(config.cluster), diagnosed(config, console):
         check_resources(config, learner=reinforces)
         with (
             RunFolder.open(config.run_dir, config) as run,
@@ -103,6 +104,16 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
         print_costs(console, memory, clock.seconds, shares)
         report([run.path])
         print_places(console, run, list(stages.values())[-1])
+
+
+@contextmanager
+def diagnosed(config: Config, console: Console) -> Iterator[None]:
+    """Shows what `d1ray doctor` finds, if the cluster has no place for the run."""
+    try:
+        yield
+    except ResourceError:
+        console.print(as_table(examine(config)))
+        raise
 
 
 def check_model(config: Config) -> None:

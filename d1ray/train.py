@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from actors.buffer import Call, RolloutBuffer
-from actors.failures import LearnerLost, RolloutError, is_lost
+from actors.failures import LearnerLost, NoRoom, ObjectsLost, RolloutError, StoreFull, one_line
 from actors.gauges import Gauges
 from actors.learner_gang import LearnerGang
 from actors.placement import shared_places
@@ -92,13 +92,19 @@ def reinforce(
             restarts = 0 if state.step > rebuilt_at else restarts
             rebuilt_at = state.step
             slots = (rl.staleness + 1) * rl.prompts_per_step
-            buffer = RolloutBuffer(pools.generators, pools.scorers, slots, config.cluster.deadline_s)
+            buffer = RolloutBuffer(
+                pools.generators, pools.scorers, slots, config.cluster.deadline_s, note=progress.note
+            )
             standing = partial(live_metrics, buffer, rebuilds)
             try:
                 pools.rest()
+                placement_s = config.cluster.deadline_s if restarts else config.cluster.placement_s
+                gang = LearnerGang(
+                    config, start, resume, incarnation, places, patience, placement_s, progress.note
+                )
                 with (
                     gauges.watching(standing) if gauges else nullcontext(),
-                    closing(LearnerGang(config, start, resume, incarnation, places, patience)) as learner,
+                    closing(gang) as learner,
                     progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
                 ):
                     try:
@@ -197,7 +203,7 @@ def loop(
 
     root = config.checkpoint_root("rl")
     next_prompt, end = state.cursor, rl.steps * rl.prompts_per_step
-    policy = learner.publish()
+    policy = learner.publish(pools.generators)
     if state.step == 0:
         run.log({"stage": "rl", "step": 0, **validate()})
     while state.step < rl.steps:
@@ -223,11 +229,12 @@ def loop(
             progress.note(f"step {state.step}: no update, because in each group all rewards are equal")
         state.cursor += len(taken)
         publishing_at, publishing = time.time(), time.perf_counter()
-        policy = learner.publish()
+        policy = learner.publish(pools.generators)
         buffer.release(taken)
         finished = time.perf_counter()
         metrics |= {"started_publish": publishing_at, "seconds_publish": finished - publishing}
         metrics |= {"started_step": started_at, "seconds_step": finished - started}
+        metrics["broadcast_failures"] = learner.broadcasts.failures
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds_step"]
         if state.step % rl.validate_every == 0 or state.step == rl.steps:
             metrics |= validate()
@@ -266,17 +273,29 @@ def learn(
     rollouts: Path,
     interrupt: Callable[[], bool],
 ) -> dict[str, float]:
-    """One learning step. Groups whose tables were lost with a node are generated again, the same."""
-    pools.rest()
-    try:
-        return learner.learn([group.table for group in groups], step, rollouts, buffer.tend)
-    except ray.exceptions.RayTaskError as error:
-        if not is_lost(error):
-            raise
-    buffer.again(groups)
-    tables = [group.table for group in buffer.take(len(groups), interrupt)]
-    pools.rest()
-    return learner.learn(tables, step, rollouts)
+    """One learning step. Groups whose tables were lost with a node, or have no room at the learner's, are
+    generated again, the same.
+
+    Raises:
+        RolloutError: the learner has not got them within the buffer's deadline.
+    """
+    began, again = time.monotonic(), False
+    while True:
+        pools.rest()
+        try:
+            return learner.learn([group.table for group in groups], step, rollouts, buffer.tend)
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, ObjectsLost | NoRoom):
+                raise
+            if not again:
+                buffer.note(f"learning: {one_line(error)}; the rollouts are generated again")
+            if (waited := time.monotonic() - began) > buffer.deadline_s:
+                if isinstance(error.cause, NoRoom):
+                    raise StoreFull("the learner", waited) from error
+                raise RolloutError(f"{one_line(error)}, again and again for {waited:.0f} s") from error
+        again = True
+        buffer.again(groups)
+        groups = buffer.take(len(groups), interrupt)
 
 
 def request(
@@ -314,5 +333,6 @@ def rollout_metrics(groups: list[Call], policy: PolicyRef, buffer: RolloutBuffer
         "score_timeouts": sum(m["timeouts"] for m in meta),
         "score_crashes": sum(m["crashes"] for m in meta),
         "resampled": sum(m["resampled"] for m in meta),
+        "fetched_parcels": sum(m["fetched_parcels"] for m in meta),
         "reissued_calls": buffer.reissued,
     } | seconds

@@ -4,7 +4,7 @@ Full fine-tuning sends every tensor of the model; LoRA sends the adapter alone.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -45,8 +45,9 @@ def pack(
     names: Iterable[str],
     keep: bool = True,
     dtype: torch.dtype | None = None,
+    send: Callable[[Tensor], None] | None = None,
 ) -> Bucket:
-    """The named tensors as byte arrays, cast to ``dtype`` if it is given.
+    """The named tensors as byte arrays, cast to ``dtype`` if it is given. ``send`` gets each of them as well.
 
     On the CPU they are the model's own memory: whoever sends them has to, before the model changes.
 
@@ -56,9 +57,10 @@ def pack(
     for name in names:
         tensor = whole(tensors[name].detach())
         if keep:
-            bucket[name] = (
-                tensor.to(dtype or tensor.dtype).cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            )
+            tensor = tensor.to(dtype or tensor.dtype).contiguous()
+            if send:
+                send(tensor)
+            bucket[name] = tensor.cpu().view(-1).view(torch.uint8).numpy()
     return bucket
 
 

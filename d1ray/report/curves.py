@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from d1ray.metrics import FAMILY, METRICS
 from d1ray.report.runs import Run, evenly
 from d1ray.report.statistics import SHARES, StepStatistics, mean_band, share_band
@@ -133,16 +135,17 @@ def band_of(
     """The 95 % interval of one value of a metric, or None where the metric is no mean over completions.
 
     From the stored completions where there are any, by group; else of a share Wilson's interval for the
-    number of completions that the configuration says.
+    number of completions that the configuration says. A task of one's own may give numbers that have none.
     """
     share = min(1.0, max(0.0, value))
     if key == "validation_solved":
         examples = row.get("validation_examples") or run.setting("evaluation.validation_examples", 0)
         return wilson(share * examples, examples)
     if found is not None and key in SHARES:
-        return share_band(found.shares[key], found.completions)
+        means = found.shares[key]
+        return share_band(means, found.completions) if all(0 <= mean <= 1 for mean in means) else None
     if found is not None and key in found.rewards:
-        return mean_band(found.rewards[key])
+        return mean_band(found.rewards[key]) if np.isfinite(found.rewards[key]).all() else None
     if key in SHARES:
         groups = run.setting("rl.prompts_per_step", 0) - (row.get("dropped_groups") or 0)
         completions = groups * run.setting("rl.group_size", 0)

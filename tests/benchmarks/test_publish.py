@@ -56,7 +56,7 @@ def test_publishing_200_mb_to_two_generators(ray_cluster: None, tmp_path: Path) 
 
     ratios = []
     with (
-        closing(LearnerGang(config, tmp_path / "model", None, 1)) as learner,
+        closing(LearnerGang(config, tmp_path / "model", None, 1, placement_s=60)) as learner,
         closing(Pools(config, tmp_path / "model")) as pools,
     ):
         actors = pools.generators.actors

@@ -137,6 +137,20 @@ def scenarios(overrides: list[str], folder: Path) -> None:
             [*overrides, "rl.steps=4", "cluster.generators=1"], run, acts(run, (3, kill_the_learner_s))
         )
         found["killed"] = len(killed) == 1
+
+        # The place of a generator and of the learner is found anew, on the third node that has both.
+        run = folder / "colocated"
+        shared = [nodes.add(generators=1, learners=1) for _ in range(3)]
+        lost: list[Any] = []
+
+        def kill_the_shared_one() -> bool:
+            lost.extend(node for node in shared if holds(node, "ray::Learner"))
+            nodes.kill(lost[0])
+            return True
+
+        colocated = [*overrides, "rl.steps=4", "cluster.generators=2", "cluster.colocated=true"]
+        found["colocated"] = train(colocated, run, acts(run, (3, kill_the_shared_one)))
+        found["lost"] = len(lost) == 1
     finally:
         torch.save(found, folder / "found.pt")
         nodes.close()
@@ -180,3 +194,9 @@ def test_the_learner_is_rebuilt_elsewhere_when_its_node_dies(found: dict[str, An
     assert identical(found["learner"], found["undisturbed"])
     rows = (found["folder"] / "learner" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.timeout(480)
+def test_colocated_actors_find_another_place_when_their_node_dies(found: dict[str, Any]) -> None:
+    assert found["lost"]
+    assert identical(found["colocated"], found["undisturbed"])

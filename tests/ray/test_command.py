@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from d1ray import checkpoint, cli
 
@@ -101,9 +102,34 @@ def test_a_cluster_that_is_too_small_is_named_with_the_settings_that_ask(
 ) -> None:
     overrides = small_run(tmp_path / "run", "cluster.generators=100", "cluster.generator_cpus=1")
     assert d1ray(monkeypatch, "train", "sudoku-tiny", *overrides) == 2
-    err = capsys.readouterr().err
-    assert "100 cluster.generators x 1" in err and "but the cluster has 4" in err
+    shown = capsys.readouterr()
+    (line,) = shown.err.strip().splitlines()
+    assert "100 cluster.generators x 1" in line and "but the cluster has 4" in line
+    assert "authentication" in shown.out and "stage rl needs 100" in " ".join(shown.out.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_learner_for_whom_others_leave_no_place_is_named_with_what_is_free(
+    ray_cluster: None,
+    small_run: SmallRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Other:
+        pass
+
+    other = ray.remote(num_cpus=3.75)(Other).remote()
+    ray.get(other.__ray_ready__.remote(), timeout=60)
+    try:
+        overrides = small_run(tmp_path / "run", "cluster.placement_s=1")
+        assert d1ray(monkeypatch, "train", "sudoku-tiny", *overrides) == 2
+    finally:
+        ray.kill(other)
+    shown = capsys.readouterr()
+    (line,) = shown.err.strip().splitlines()
+    assert "no place for 1 x learner rank (cluster.learners) with {'CPU': 0.5} each within 1 s" in line
+    assert "of 4 CPU" in " ".join(shown.out.split())
 
 
 def test_a_folder_with_another_run_is_refused(

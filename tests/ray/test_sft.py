@@ -1,6 +1,7 @@
 """SFT through Ray Train: sharded, validated, stopped early, and with a worker that is killed."""
 
 import json
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -99,9 +100,13 @@ def test_sharded_workers_stop_early_and_give_the_best_model_of_one_process(
     assert [path.name for path in (tmp_path / "run" / "models").iterdir()] == ["sft"]
 
 
-def test_a_killed_worker_leaves_no_trace_in_the_weights(sft: Sft, start: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_a_worker_that_dies_or_hangs_leaves_no_trace_in_the_weights(
+    sft: Sft, start: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     settings = "steps: 60, checkpoint_every: 2, validate_every: 4, validation_examples: 8"
-    config = sft(tmp_path / "run", settings, "cluster.sft_workers=1")
+    deadline_s = 15 if number == signal.SIGSTOP else 120
+    config = sft(tmp_path / "run", settings, "cluster.sft_workers=1", f"cluster.deadline_s={deadline_s}")
     kills: list[int] = []
     over = threading.Event()
 
@@ -110,7 +115,7 @@ def test_a_killed_worker_leaves_no_trace_in_the_weights(sft: Sft, start: Path, t
         while not kills and not over.wait(0.01):
             workers = [p for p in psutil.Process().children(recursive=True) if is_train_worker(p)]
             if list(checkpoints.glob("step-*")) and workers:
-                workers[0].kill()
+                workers[0].send_signal(number)
                 kills.append(workers[0].pid)
 
     killer = threading.Thread(target=kill_the_worker)

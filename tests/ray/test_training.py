@@ -1,7 +1,10 @@
 """The main loop on a real Ray cluster: results do not depend on who did the work, or on who died."""
 
 import json
+import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,10 +13,12 @@ from typing import Any, TypeAlias
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
 from actors.buffer import RolloutBuffer
+from actors.failures import RolloutError
 from actors.policy import policy_of_folder
 from actors.pools import Pools
 from d1ray import checkpoint, schema, train
@@ -325,6 +330,95 @@ def test_an_actor_that_hangs_is_killed_after_the_deadline_and_its_group_done_aga
         (call,) = buffer.take(1)
         assert (buffer.killed, buffer.reissued, call.lost) == (1, 1, 1)
         assert call.metadata["texts"] == expected.texts
+
+
+def test_a_slow_generator_gets_less_work_and_holds_up_nobody(
+    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path
+) -> None:
+    """One of two stands still while the other one does all groups but those that it had been given."""
+    config, groups = config_of(tmp_path / "run", "cluster.generators=2"), 12
+    examples = open_data(config.task, None, 0).examples("validation", groups)
+    prompts = held_out_prompts(load_tokenizer(start), examples, config.data.max_prompt_length)
+    with closing(Pools(config, start)) as pools:
+        expected = evaluate(pools, policy_of_folder(start), prompts, config).texts
+        ray.get([actor.__ray_ready__.remote() for actor in pools.generators.actors], timeout=60)
+        pools.generators.refresh()
+        children = psutil.Process().children(recursive=True)
+        slow = next(process for process in children if "ray::Generator" in process.cmdline()[0])
+        slow.suspend()
+        buffer = RolloutBuffer(pools.generators, pools.scorers, slots=groups, deadline_s=120)
+        for prompt in prompts:
+            buffer.start(Request((prompt,), 1, config.evaluation.sampling, 0), policy_of_folder(start))
+        calls, end = list(buffer.started), time.monotonic() + 200
+        while sum(call.over for call in calls) < groups - 2 and time.monotonic() < end:
+            buffer.tend()
+            time.sleep(0.02)
+        assert len(buffer.running) <= 2
+        slow.resume()
+        assert [call.metadata["texts"][0] for call in buffer.take(groups)] == expected
+    (_, most), (_, least) = Counter(call.generator for call in calls).most_common()
+    assert 1 <= least <= 2 and most == groups - least
+    assert buffer.reissued == buffer.killed == 0
+
+
+def frozen(title: str, over: threading.Event) -> threading.Thread:
+    """Stops every process whose title begins so, whenever there is one, until ``over``."""
+
+    def freeze() -> None:
+        while not over.wait(0.01):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    if process.status() != psutil.STATUS_STOPPED and process.cmdline()[0].startswith(title):
+                        process.suspend()
+                except (psutil.Error, IndexError):  # it has just ended
+                    continue
+
+    freezing = threading.Thread(target=freeze)
+    freezing.start()
+    return freezing
+
+
+@pytest.mark.parametrize(
+    ("title", "said"),
+    [
+        (
+            "ray::Generator.generate",
+            "group -1 was lost 1 times; last at generator 0, scorer 0: generator 0 did not end it within 3 s "
+            "(cluster.deadline_s) and was killed",
+        ),
+        (
+            "ray::Generator.__init__",
+            "no group is under way since 3 s (cluster.deadline_s): 0 of 1 are ready, 1 wait (group -1); "
+            "0 of 1 generators and",
+        ),
+    ],
+    ids=["in every call", "before it is up"],
+)
+def test_a_generator_that_always_hangs_ends_the_wait_with_its_group_and_state(
+    ray_cluster: None,
+    config_of: ConfigOf,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    title: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr("actors.buffer.LOST_TRIES", 1)
+    config, over = config_of(tmp_path / "run", "cluster.generators=1"), threading.Event()
+    examples = open_data(config.task, None, 0).examples("validation", 2)
+    prompts = held_out_prompts(load_tokenizer(start), examples, config.data.max_prompt_length)
+    freezing = frozen(title, over)
+    try:
+        with closing(Pools(config, start)) as pools:
+            buffer = RolloutBuffer(pools.generators, pools.scorers, slots=1, deadline_s=3)
+            buffer.start(Request(tuple(prompts), 1, config.evaluation.sampling, 0), policy_of_folder(start))
+            with pytest.raises(RolloutError, match=re.escape(said)):
+                if "generate" in title:
+                    ray.get(pools.generators.actors[0].__ray_ready__.remote(), timeout=60)
+                buffer.take(1)
+    finally:
+        over.set()
+        freezing.join(timeout=60)
 
 
 def test_every_stage_of_a_recipe_leaves_a_complete_run_folder(

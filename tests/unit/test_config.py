@@ -205,6 +205,8 @@ WRONG = [
     ("cluster={colocated: true, max_generators: 3}", "give generators, not max_generators"),
     ("cluster={colocated: true, generators: 1, learners: 2}", "learners=2 is more than generators=1"),
     ("cluster={colocated: true, generator_gpus: 0.5, learner_gpus: 0.6}", "learner_gpus=0.6 are more than 1"),
+    ("rl.offload=true", "rl.offload=true keeps sharded weights on the CPU; set rl.sharding=fsdp too"),
+    ("sft={offload: true}", "set sft.sharding=fsdp too"),
     # not overrides
     ("rl.steps", "override 'rl.steps' is not of the form key=value"),
     ("=3", "is not of the form key=value"),
@@ -226,6 +228,12 @@ def test_a_wrong_setting_is_one_line_that_names_it(override, message):
 def test_colocated_actors_cannot_overlap():
     with pytest.raises(ConfigError, match=r"take turns, so nothing overlaps; set rl\.staleness=0") as error:
         load_config("sudoku-tiny", ["cluster.colocated=true", "rl.staleness=1"])
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_is_not_broadcast():
+    with pytest.raises(ConfigError, match=r"only the adapter is published, which is small") as error:
+        load_config("sudoku-tiny", ["cluster.broadcast=true", "rl.lora.r=4"])
     assert "\n" not in str(error.value)
 
 

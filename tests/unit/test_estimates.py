@@ -46,6 +46,16 @@ def test_sharding_divides_the_states_over_the_ranks():
     assert two - activations == pytest.approx((one - activations) / 2, rel=1e-5)
 
 
+def test_what_is_offloaded_are_the_states():
+    two = ["rl.sharding=fsdp", "cluster.learners=2"]
+    kept, offloaded = (
+        estimate(load_config("sudoku-tiny", [*TINY, *two, *more])) for more in ([], ["rl.offload=true"])
+    )
+    activations = 4 * 4 * (14 * 128 + 3 * 384)
+    assert (kept.offloaded, offloaded.learner) == (0, kept.learner)
+    assert offloaded.offloaded == kept.learner - activations
+
+
 def test_time_is_shared_by_forward_passes_over_rows():
     # A group of 8: 20 steps of 8 rows; 4 masks of one shared row, for two models; the same with backward.
     shares = estimate(load_config("sudoku-tiny", ["cluster.generators=2"])).shares

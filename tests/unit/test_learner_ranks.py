@@ -81,7 +81,7 @@ def batch_of(folder, config):
     )
 
 
-def learned(folder, case, sharded, offload=False, bf16=False):
+def learned(folder, case, sharded, offload=False, bf16=False, moved=False):
     """The gradient and metrics of one update, and the weights and metrics after a step of all."""
     config, stale = config_of(*case), case[-1]
     batch = batch_of(folder, config)
@@ -93,6 +93,8 @@ def learned(folder, case, sharded, offload=False, bf16=False):
         scorer = ViewLogps(model, bf16)
         if sharded:
             shard(scorer, model, torch.device("cpu"), bf16, offload)
+        if moved:  # to other memory, as between devices: fp64 holds every fp32 number
+            scorer.to(torch.float64).to(torch.float32)
         if part == "update":
             seen = with_proximal(model, batch, SEED, config, scorer) if stale else batch
             found["metrics"] = accumulate_gradient(model, seen, 0, SEED, config, scorer)
@@ -163,10 +165,16 @@ def test_ranks_learn_as_one_process(results, folder, case, world, sharded):
 
 @pytest.fixture(scope="module")
 def ways(folder, tmp_path_factory, start_ranks):
-    """Sharded ranks: two that keep what they hold, in fp32 and in bf16, and two and one that offload it."""
+    """Sharded ranks: two that keep what they hold, in fp32 and in bf16, two and one that offload it, and two
+    whose weights have been elsewhere."""
     out = tmp_path_factory.mktemp("out")
     sharded, offload = {"sharded": True}, {"sharded": True, "offload": True}
-    two = {"kept": sharded, "offloaded": offload, "bf16": sharded | {"bf16": True}}
+    two = {
+        "kept": sharded,
+        "offloaded": offload,
+        "moved": sharded | {"moved": True},
+        "bf16": sharded | {"bf16": True},
+    }
     start_ranks(rank_main, 2, folder, out, FEW, two)
     start_ranks(rank_main, 1, folder, out, FEW, {"offloaded": offload})
     return {file.stem: torch.load(file) for file in out.glob("*.pt")}
@@ -175,10 +183,11 @@ def ways(folder, tmp_path_factory, start_ranks):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", FEW, ids=str)
-def test_offloaded_ranks_learn_the_same(ways, folder, case):
+def test_offloaded_ranks_and_those_that_moved_learn_the_same(ways, folder, case):
     i = FEW.index(case)
     for found, expected in (
         (ways[f"2-{i}-offloaded"], ways[f"2-{i}-kept"]),
+        (ways[f"2-{i}-moved"], ways[f"2-{i}-kept"]),
         (ways[f"1-{i}-offloaded"], learned(folder, case, False)),
     ):
         assert (found["metrics"], found["means"]) == (expected["metrics"], expected["means"])

@@ -138,9 +138,11 @@ def test_rows_are_one_json_object_a_line_and_visible_at_once(tmp_path):
 def test_numbers_go_to_tensorboard_under_stage_and_key(tmp_path):
     with RunFolder.open(tmp_path, a_config()) as run:
         run.log({"stage": "sft", "step": 3, "loss": 0.5, "note": "text"})
-        run.log({"stage": "rl", "step": 1, "reward": 0.25})
+        run.log({"stage": "rl", "step": 1, "reward": 0.25, "started_step": 1.7e9})
     assert scalars(run, "sft", "loss") == [(3, 0.5)]
     assert scalars(run, "rl", "reward") == [(1, 0.25)]
+    with pytest.raises(KeyError):  # a time of day is no curve
+        scalars(run, "rl", "started_step")
 
 
 def test_a_row_without_stage_or_step_is_refused(tmp_path):

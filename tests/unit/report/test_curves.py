@@ -1,13 +1,17 @@
 """Curves and their bands, against intervals worked out by hand."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from d1ray.report import curves as module
 from d1ray.report.curves import OF_MEANS, OF_SHARES, OF_VALIDATION, curves
+from d1ray.report.report import report
 from d1ray.report.runs import Run, read_runs
 from d1ray.report.statistics import ANY_SIGN, mean_band, share_band, step_statistics
 
@@ -91,6 +95,20 @@ def test_the_reward_and_its_components_have_bands_over_prompts(make_run: MakeRun
     for key in ("reward", "reward/cells"):
         assert band(curve[key]) == near((0.5 - half, 0.5 + half)), key
         assert curve[key]["band"] == OF_MEANS
+
+
+def test_numbers_that_no_interval_is_of_have_no_band(make_run: MakeRun) -> None:
+    folder = make_run(steps=1)
+    file = folder / "rollouts" / "step-00001.parquet"
+    table = pq.read_table(file)
+    for name, value in (("partial", 1.5), ("reward", math.nan)):
+        place = table.schema.get_field_index(name)
+        column = pa.array([value] * table.num_rows, pa.float32())
+        table = table.set_column(place, table.schema.field(place), column)
+    pq.write_table(table, file)
+    curve = drawn(*read_runs([folder]))
+    assert "low" not in curve["cell"]["runs"][0] and "low" not in curve["reward"]["runs"][0]
+    assert report([folder]).exists()
 
 
 def test_a_metric_that_is_no_mean_of_completions_has_no_band(make_run: MakeRun) -> None:

@@ -1,0 +1,163 @@
+"""`ray job submit --working-dir . -- python -m d1ray train ...` on a cluster of two nodes with a token."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from d1ray import checkpoint
+from d1ray.config import Config
+
+STEPS, WAIT_S = 40, 240
+SETTINGS = [
+    f"rl.steps={STEPS}",
+    "rl.checkpoint_every=1000",  # so that a stopped job leaves the only one
+    "rl.validate_every=1000",
+    "evaluation.examples=4",
+    "cluster.generators=1",
+    "cluster.generator_cpus=0.5",
+    "cluster.scorer_cpus=0.5",
+]
+CHECKOUT = Path(__file__).parents[2]
+PATIENT = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}})
+
+
+@pytest.fixture(scope="module")
+def cluster(started_cluster: Callable[..., Any]) -> Any:
+    """Two nodes: one alone has no room for a generator, a scorer and a learner."""
+    cluster = started_cluster(PYTHONPATH="")
+    cluster.start("--num-cpus=1")
+    cluster.start("--num-cpus=1")
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What somebody has who cloned the repository, ran something in it, and changed its code."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("d1ray", "actors"):
+        shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", ".gitignore"):
+        shutil.copy(CHECKOUT / name, folder / name)
+    for name in (".venv", "runs"):
+        (folder / name).mkdir()
+        (folder / name / "large").write_bytes(os.urandom(1000))
+    scorer = folder / "actors" / "scorer.py"
+    marks = folder / ".git" / "marks"  # .git does not travel either
+    marks.mkdir(parents=True)
+    mark = f"Path({str(marks)!r}, str(os.getpid())).write_text(__file__)"
+    scorer.write_text(f"{scorer.read_text()}\nimport os\nfrom pathlib import Path\n{mark}\n")
+    return folder
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@pytest.fixture(scope="module")
+def job(
+    cluster: Any, working_dir: Path, small_run: Callable[..., list[str]], tmp_path_factory: Any
+) -> dict[str, Any]:
+    """A job that was stopped in the middle and submitted again."""
+    run = tmp_path_factory.mktemp("shared") / "run"
+    train = ["python", "-m", "d1ray", "train", "sudoku-tiny", *small_run(run, *SETTINGS)]
+
+    def submitted(name: str) -> subprocess.Popen[str]:
+        submit = ["ray", "job", "submit", "--submission-id", name, "--runtime-env-json", PATIENT]
+        return subprocess.Popen(
+            [*submit, "--working-dir", ".", "--", *train],
+            cwd=working_dir,
+            env=cluster.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    first = submitted("first")
+    end = time.monotonic() + WAIT_S
+    while len(rows(run)) < 4 and first.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    stop = ["ray", "job", "stop", "first"]
+    subprocess.run(stop, env=cluster.environment, check=True, timeout=WAIT_S, capture_output=True)
+    stopped = {"said": first.communicate(timeout=WAIT_S)[0], "steps": len(rows(run)) - 1}
+    newest = checkpoint.latest(run / "checkpoints" / "rl")
+    assert newest is not None, stopped["said"]
+    stopped["checkpoint"] = checkpoint.load_state(newest)["driver"]["step"]
+    second = submitted("second")
+    said = second.communicate(timeout=WAIT_S)[0]
+    return {"run": run, "stopped": stopped, "said": said, "status": second.returncode}
+
+
+def status_of(request: urllib.request.Request) -> int:
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_without_the_token_nothing_is_submitted_or_read(cluster: Any) -> None:
+    url, entrypoint = f"{cluster.dashboard}/api/jobs/", json.dumps({"entrypoint": "true"}).encode()
+    right = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+    for headers, expected in ((right, 200), ({}, 401), ({"Authorization": "Bearer guessed"}, 403)):
+        assert status_of(urllib.request.Request(url, headers=headers)) == expected
+    assert status_of(urllib.request.Request(url, data=entrypoint, method="POST")) == 401
+
+
+@pytest.mark.timeout(3 * WAIT_S)
+def test_a_stopped_job_checkpoints_and_the_same_submission_goes_on_from_there(job: dict[str, Any]) -> None:
+    stopped = job["stopped"]
+    assert "interrupted; everything so far is saved" in stopped["said"]
+    assert 3 <= stopped["checkpoint"] == stopped["steps"] < STEPS
+    assert job["status"] == 0, job["said"]
+    assert f"diffu-GRPO: started, {STEPS} steps, resuming at step {stopped['checkpoint']}" in job["said"]
+    assert [row["step"] for row in rows(job["run"])] == list(range(STEPS + 1))
+
+
+@pytest.mark.timeout(3 * WAIT_S)
+def test_a_job_s_log_shows_its_progress_and_its_table(job: dict[str, Any]) -> None:
+    assert re.search(rf"diffu-GRPO: \d+/{STEPS} .*reward", job["stopped"]["said"])
+    assert f"diffu-GRPO: done {STEPS}/{STEPS}" in job["said"]
+    assert "Held-out puzzles: sudoku" in job["said"]
+
+
+@pytest.mark.timeout(3 * WAIT_S)
+def test_a_job_runs_the_code_of_its_working_dir_on_both_nodes(
+    job: dict[str, Any], cluster: Any, working_dir: Path
+) -> None:
+    imported = [Path(mark.read_text()) for mark in (working_dir / ".git" / "marks").iterdir()]
+    assert len(imported) >= 2  # the driver and a scorer
+    assert all(path.is_relative_to(cluster.folder) for path in imported)
+    sent = list(cluster.folder.glob("*/session_2*/runtime_resources/working_dir_files/*/d1ray"))
+    assert len({path.relative_to(cluster.folder).parts[0] for path in sent}) == 2
+    for package in sent:
+        names = {path.name for path in package.parent.iterdir()} - {"__pycache__"}
+        assert names == {"d1ray", "actors", "pyproject.toml", ".gitignore"}
+
+
+@pytest.mark.timeout(3 * WAIT_S)
+def test_a_stopped_and_continued_job_ends_in_the_bits_of_a_local_run(
+    job: dict[str, Any],
+    ray_cluster: None,
+    config_of: Callable[..., Config],
+    reinforced: Callable[..., dict[str, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
+    local = reinforced(config_of(tmp_path / "run", *SETTINGS))
+    newest = checkpoint.latest(job["run"] / "checkpoints" / "rl")
+    assert newest is not None
+    remote = dict(checkpoint.read_model(newest))
+    assert remote.keys() == local.keys()
+    assert all(torch.equal(remote[name], local[name]) for name in local)
