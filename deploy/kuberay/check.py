@@ -19,7 +19,7 @@ from ray.autoscaler._private.kuberay.utils import parse_quantity
 SUBMISSION_MODES = {"K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"}
 CLUSTER_FIELD = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
 PART = ("app.kubernetes.io/part-of", "d1ray")
-GRACE_S = 30  # cluster.grace_s: a run that got SIGTERM saves its checkpoint within it
+GRACE_S = 30  # the default of cluster.grace_s: a run that got SIGTERM ends within it
 LOCK = Path(__file__).parents[2] / "docker" / "requirements.lock"
 
 Objects = list[dict[str, Any]]
@@ -50,9 +50,11 @@ def pods(objects: Objects) -> Iterator[dict[str, Any]]:
         yield job["spec"]["submitterPodTemplate"]
 
 
-def head_environment(cluster: dict[str, Any]) -> dict[str, str]:
+def seconds_to_stop(cluster: dict[str, Any]) -> int:
+    """How long Ray waits for a stopped run, by the head's environment."""
     [container] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
-    return {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    environment = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    return int(environment.get("RAY_JOB_STOP_WAIT_TIME_S", "3"))
 
 
 def bytes_of(quantity: str) -> int:
@@ -81,7 +83,10 @@ def job_faults(objects: Objects) -> Iterator[str]:
             yield "the name is longer than KubeRay allows"
         if re.search(r"[$&|;<>`(){}'\"\\*?~#]", spec["entrypoint"]):
             yield "the entrypoint passes through a shell: plain words only"
-        [run_dir] = [word[8:] for word in shlex.split(spec["entrypoint"]) if word.startswith("run_dir=")]
+        settings = dict(word.split("=", 1) for word in shlex.split(spec["entrypoint"]) if "=" in word)
+        run_dir, grace_s = settings["run_dir"], settings.get("cluster.grace_s", GRACE_S)
+        if not float(grace_s) < (stop := seconds_to_stop(spec["rayClusterSpec"])):
+            yield f"a run has {stop} s to stop: more than {grace_s} are needed (RAY_JOB_STOP_WAIT_TIME_S)"
         for group in groups([job]):
             if not any(run_dir.startswith(f"{mount}/") for mount in claims_mounted(group["template"])):
                 yield f"{run_dir} is not on a volume that outlives the pods: a retry could not go on from it"
@@ -107,9 +112,8 @@ def cluster_faults(objects: Objects) -> Iterator[str]:
             yield "the head takes actors: num-cpus is not 0"
         if head.get("enableIngress") or head.get("serviceType", "ClusterIP") != "ClusterIP":
             yield "the head's service is exposed"
-        stop = int(head_environment(cluster).get("RAY_JOB_STOP_WAIT_TIME_S", "3"))
-        if not GRACE_S < stop < head["template"]["spec"]["terminationGracePeriodSeconds"]:
-            yield f"{stop} s to stop a run: more than {GRACE_S}, less than terminationGracePeriodSeconds"
+        if not seconds_to_stop(cluster) < head["template"]["spec"]["terminationGracePeriodSeconds"]:
+            yield "terminationGracePeriodSeconds: the head ends before its run is to have stopped"
         for group in cluster["workerGroupSpecs"]:
             if not group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]:
                 yield f"{group['groupName']}: replicas is not between minReplicas and maxReplicas"

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -184,13 +185,19 @@ def test_the_shell_kuberay_and_the_autoscaler_read_the_same_resources(
             assert read["num_gpus"] == resources.get("GPU")
 
 
-def test_the_served_application_exists(kustomize: Kustomize) -> None:
-    [service] = [i for i in kustomize(OVERLAYS / "gpu-serve") if i["kind"] == "RayService"]
-    [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+def test_the_served_application_exists_and_has_room(kustomize: Kustomize) -> None:
+    [service] = [i["spec"] for i in kustomize(OVERLAYS / "gpu-serve") if i["kind"] == "RayService"]
+    [application] = yaml.safe_load(service["serveConfigV2"])["applications"]
     module, _, name = application["import_path"].partition(":")
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"there is no {module}")
-    assert hasattr(importlib.import_module(module), name)
+    build = getattr(importlib.import_module(module), name)
+    [settings] = inspect.signature(build).parameters.values()
+    replicas = settings.annotation.model_validate(application["args"]).replicas
+    fits = room(
+        node_types(service["rayClusterConfig"]), {"CPU": replicas.cpus, "GPU": replicas.gpus}, "max_workers"
+    )
+    assert fits == {"replicas": replicas.max}
 
 
 # Clusters by ssh, and scripts

@@ -107,9 +107,12 @@ def test_hooks_run_programs_of_the_image(built: dict[str, Objects]) -> None:
             assert hook == ("ray" if "groupName" in group else "d1ray-drain")
 
 
-def test_pods_get_as_long_to_stop_as_runs_take() -> None:
-    grace_s = getattr(load_config("sudoku-tiny").cluster, "grace_s", check.GRACE_S)
-    assert grace_s <= check.GRACE_S
+SLOW = "d1ray train llada-8b-gsm8k run_dir=/mnt/d1ray/run cluster.grace_s=90"
+
+
+def test_pods_get_as_long_to_stop_as_runs_take(built: dict[str, Objects]) -> None:
+    assert load_config("sudoku-tiny").cluster.grace_s == check.GRACE_S
+    assert any("more than 90" in f for f in check.faults(plant(built["gpu-8b"], "entrypoint", SLOW)))
 
 
 # Faults that are planted are found: a path below the RayJob's spec, what is put there, and what is said
@@ -131,8 +134,9 @@ PLANTED: list[tuple[str, Any, str]] = [
     ("rayClusterSpec.autoscalerOptions.version", None, "not v2"),
     ("rayClusterSpec.autoscalerOptions.securityContext", None, "autoscaler: may gain"),
     (f"{HEAD}.rayStartParams.num-cpus", None, "takes actors"),
+    (f"{HEAD}.template.spec.containers.0.env.0.value", "3", "more than 30 are needed"),
     (f"{HEAD}.serviceType", "LoadBalancer", "exposed"),
-    (f"{HEAD}.template.spec.terminationGracePeriodSeconds", 30, "to stop a run"),
+    (f"{HEAD}.template.spec.terminationGracePeriodSeconds", 30, "before its run"),
     (f"{GROUP}.replicas", 99, "between"),
     (f"{GROUP}.rayStartParams.object-store-memory", "99999999999", "does not fit"),
     (f"{GROUP}.template.metadata.labels", {}, "out of the policies"),
