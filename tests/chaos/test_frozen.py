@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-DEADLINE_S = 10
+DEADLINE_S = 30
 
 
 def bulletin_of(command: psutil.Process) -> psutil.Process | None:
