@@ -26,13 +26,14 @@ from d1ray.checkpoint_writer import CheckpointWriter
 from d1ray.config import RLConfig
 from d1ray.diffusion.likelihood import ViewLogps
 from d1ray.errors import DataError
-from d1ray.models import load_model, load_tokenizer
-from d1ray.models.lora import add_lora
+from d1ray.models import load_model, load_tokenizer, save_model
+from d1ray.models.lora import add_lora, unadapted
 from d1ray.models.sharding import shard, spread_like
 from d1ray.models.weights import bucket_names, live_tensors, pack
 from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw, move
+from d1ray.sft_model import start_model
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,11 @@ class Learner:
         writer, self.writer = self.writer, None
         if writer is not None:
             writer.finish()
+
+    def write_model(self, saved: Place | None, folder: Path) -> None:
+        """Writes the policy of a checkpoint, or for None the start model, as a Hugging Face folder."""
+        with checkpoint.fetched(saved) as checkpointed:
+            save_model(unadapted(start_model(self.start, checkpointed)[0]), folder, self.tokenizer)
 
     def __repr__(self) -> str:
         return f"Learner(rank={self.rank}, version={self.version})"

@@ -151,6 +151,10 @@ class LearnerGang:
         """Waits until the checkpoint that was begun last is written."""
         self._all("finish_checkpoint")
 
+    def write_model(self, saved: Place | None, folder: Path) -> None:
+        """Writes the policy of a checkpoint, or for None the start model, as a Hugging Face folder."""
+        self._of_first([self.actors[0].write_model.remote(saved, folder)], "write_model")
+
     def close(self) -> None:
         """Kills the ranks and gives their place back."""
         for actor in self.actors:

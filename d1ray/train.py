@@ -28,13 +28,11 @@ from d1ray.config import Config, RLConfig
 from d1ray.diffusion import SamplerConfig
 from d1ray.evaluate import Tokenizer, evaluate, prompt_of
 from d1ray.interrupt import GivenUp, Interrupted, Patience
-from d1ray.models import load_tokenizer, save_model
-from d1ray.models.lora import unadapted
+from d1ray.models import load_tokenizer
 from d1ray.progress import Progress, Stage
 from d1ray.rl.mismatch import exact_sampling
 from d1ray.rl.rollout import Prompt, Request
 from d1ray.run_folder import RunFolder
-from d1ray.sft_model import start_model
 from d1ray.tasks.source import Data
 
 
@@ -125,13 +123,15 @@ def reinforce(
                             patience,
                         )
                         learner.finish_checkpoint()
+                        best = checkpoint.folder_of(root, state.best_step) if state.best_step else None
+                        learner.write_model(best, run.models / "rl")
                     except GivenUp:
                         raise  # the ranks are amid a step: their weights belong to no checkpoint
                     except Interrupted:
                         save(learner, root, state)
                         learner.finish_checkpoint()
                         raise
-                break
+                return
             except GivenUp as error:
                 raise GivenUp(
                     f"{error} (half of cluster.grace_s); the run goes on from step "
@@ -142,9 +142,6 @@ def reinforce(
                 if restarts > config.cluster.learner_restarts:
                     raise
                 progress.note(f"{error}; the learner starts again from its newest checkpoint")
-    chosen = checkpoint.folder_of(root, state.best_step) if state.best_step else None
-    write = ray.remote(num_cpus=0)(write_model)
-    ray.get(write.remote(chosen, start, run.models / "rl"), timeout=config.cluster.deadline_s)
 
 
 def live_metrics(buffer: RolloutBuffer, rebuilds: int) -> dict[str, float]:
@@ -157,12 +154,6 @@ def save(learner: LearnerGang, root: Place, state: State) -> None:
     if state.saved_step != state.step:
         state.saved_step = state.step
         learner.save_checkpoint(root, state.step, {"driver": asdict(state)}, state.best_step)
-
-
-def write_model(chosen: Place | None, start: Path, target: Path) -> None:
-    """Writes the policy of a checkpoint, or for None the start model, as a Hugging Face folder."""
-    with checkpoint.fetched(chosen) as folder:
-        save_model(unadapted(start_model(start, folder)[0]), target, load_tokenizer(start))
 
 
 def loop(
