@@ -10,14 +10,14 @@ Shapes: r rank, d inputs of a projection.
 """
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -25,6 +25,10 @@ from d1ray import rng
 from d1ray.errors import ModelError
 from d1ray.models.model import DiffusionLM
 from d1ray.settings import PositiveInt, Strict
+
+if TYPE_CHECKING:  # PEFT takes seconds to import: actors that have no adapter start without it
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 POLICY, REFERENCE = "policy", "reference"
 
@@ -51,6 +55,8 @@ def add_lora(model: DiffusionLM, config: LoRAConfig, seed: int = 0, name: str = 
         ModelError: the model has no projection of a given name, or has an adapter ``name`` already. The
             model is as it was.
     """
+    from peft import inject_adapter_in_model
+
     targets = list(targeted(model, config))
     if adapter_tensors(model, name):
         raise ModelError(f"the model already has an adapter {name!r}; give the new one another name")
@@ -80,7 +86,7 @@ def has_lora(model: nn.Module) -> bool:
     return bool(_layers(model))
 
 
-def targeted(model: DiffusionLM, config: LoRAConfig) -> dict[str, nn.Linear | LoraLayer]:
+def targeted(model: DiffusionLM, config: LoRAConfig) -> "dict[str, nn.Linear | LoraLayer]":
     """The projections that an adapter would get, by path.
 
     Raises:
@@ -148,12 +154,14 @@ def unadapted(model: DiffusionLM, name: str | None = POLICY) -> DiffusionLM:
         return model
     if name is not None:
         require_adapter(model, name)
+    adapted = set(_layers(model))
+    layers: dict[str, Any] = {path: module for path, module in model.named_modules() if module in adapted}
     state = {}
     for path, tensor in model.state_dict().items():
         if ".lora_" in path:
             continue
-        layer = model.get_submodule(path.rpartition(".base_layer.")[0]) if ".base_layer." in path else None
-        if isinstance(layer, LoraLayer) and name in layer.lora_A and path.endswith(".base_layer.weight"):
+        layer = layers.get(path.rpartition(".base_layer.")[0])
+        if layer is not None and name in layer.lora_A and path.endswith(".base_layer.weight"):
             tensor = tensor + layer.get_delta_weight(name).to(tensor.dtype)
         state[path.replace(".base_layer.", ".")] = tensor
     with torch.device("meta"):
@@ -162,20 +170,25 @@ def unadapted(model: DiffusionLM, name: str | None = POLICY) -> DiffusionLM:
     return plain.requires_grad_(False).eval()
 
 
-def _projections(model: DiffusionLM) -> dict[str, nn.Linear | LoraLayer]:
+def _projections(model: DiffusionLM) -> "dict[str, nn.Linear | LoraLayer]":
     """The blocks' projections by path; the vocabulary projection gets no adapter."""
     inside = {module for block in model.blocks() for module in block.modules()}
+    adapted = set(_layers(model))
     return {
         path: module
         for path, module in model.named_modules()
         if module in inside
-        and isinstance(module, nn.Linear | LoraLayer)
+        and (isinstance(module, nn.Linear) or module in adapted)
         and ".lora_" not in path
         and not path.endswith(".base_layer")
     }
 
 
-def _layers(model: nn.Module) -> list[LoraLayer]:
+def _layers(model: nn.Module) -> "list[LoraLayer]":
+    if "peft" not in sys.modules:  # so nobody has added an adapter
+        return []
+    from peft.tuners.lora import LoraLayer
+
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
@@ -190,5 +203,7 @@ def require_adapter(model: DiffusionLM, name: str) -> None:
         raise ModelError(f"the model has no adapter {name!r}; it has {held}")
 
 
-def _peft_config(config: LoRAConfig, targets: list[str]) -> LoraConfig:
+def _peft_config(config: LoRAConfig, targets: list[str]) -> "LoraConfig":
+    from peft import LoraConfig
+
     return LoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets)

@@ -4,17 +4,17 @@ Every function here that gathers or scatters is collective: all ranks call it, i
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from d1ray.models.lora import LoRAConfig, add_lora
 from d1ray.models.model import DiffusionLM
+
+if TYPE_CHECKING:  # seconds to import: a process that shares nothing starts without it
+    from torch.distributed.tensor import DTensor
 
 
 def ranks() -> tuple[int, int]:
@@ -41,6 +41,9 @@ def shard(
         offload: a rank's part of weights, gradients and optimiser state stays in CPU memory; weights visit
             ``device`` block by block.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     gathered = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     place = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
@@ -54,25 +57,36 @@ def shard(
 def device_of(model: nn.Module) -> torch.device:
     """Where the model computes; sharded weights may be kept elsewhere."""
     parameter = next(model.parameters())
-    if isinstance(parameter, DTensor):
+    if is_spread(parameter):
         return torch.device(parameter.device_mesh.device_type)
     return parameter.device
 
 
+def is_spread(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether a tensor is one rank's part of a larger one."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether the model's weights are spread over ranks."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(is_spread(parameter) for parameter in model.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor, on every rank; one that is not sharded as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_spread(tensor) else tensor
 
 
 def spread_like(tensor: Tensor, target: Tensor) -> Tensor:
     """This rank's part of a whole tensor, if ``target`` is sharded."""
-    if not isinstance(target, DTensor):
+    if not is_spread(target):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
 
 

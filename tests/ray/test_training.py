@@ -229,6 +229,7 @@ def test_killed_actors_are_replaced_with_bit_identical_weights(
                     if not kills and " ".join(process.cmdline()).startswith(f"ray::{victim}"):
                         process.kill()
                         kills.append(process.pid)
+            time.sleep(0.005)
 
     killer = threading.Thread(target=kill_one_at_work)
     killer.start()
