@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -120,6 +121,25 @@ def no_process_left_behind() -> Iterator[None]:
     for process in alive:
         process.kill()
     assert not left, "still running 20 s after the last Ray test:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Callable[..., list[Any]]:
+    """``processes(title, pid)``: those below ``pid``, this process by default, whose title begins so.
+
+    Ray gives its workers titles: ``ray::Generator`` when idle, ``ray::Generator.generate`` in a call.
+    """
+    import psutil
+
+    def found(title: str, pid: int | None = None) -> list[psutil.Process]:
+        titled = []
+        for process in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                if " ".join(process.cmdline()).startswith(title):
+                    titled.append(process)
+        return titled
+
+    return found
 
 
 @pytest.fixture(scope="session")
