@@ -39,7 +39,7 @@ def pytest_report_header() -> str:
     return f"d1ray: {Path(d1ray.__path__[0]).parent}"
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that use Ray, and run the fast ones first: a stable sort puts the marked ones last."""
     for item in items:
