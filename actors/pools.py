@@ -43,6 +43,8 @@ class Pools:
                 "name": f"{run}-scorer-{place}",
                 "num_cpus": c.scorer_cpus,
                 "resources": dict(c.scorer_resources),
+                # In order, rollouts of a fast generator would wait for earlier ones of a slow generator.
+                "allow_out_of_order_execution": True,
             }
             return ray.remote(Scorer).options(**options, **lasting).remote(config.task, config.scoring, place)
 

@@ -1,6 +1,7 @@
 """The main loop on a real Ray cluster: results do not depend on who did the work, or on who died."""
 
 import json
+import os
 import re
 import threading
 import time
@@ -336,9 +337,10 @@ def test_an_actor_that_hangs_is_killed_after_the_deadline_and_its_group_done_aga
 
 
 def test_a_slow_generator_gets_less_work_and_holds_up_nobody(
-    ray_cluster: None, processes: Processes, config_of: ConfigOf, start: Path, tmp_path: Path
+    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path
 ) -> None:
-    """One of two stands still while the other one does all groups but those that it had been given."""
+    """The first of two stands still while the other one does all groups but those that the first had been
+    given, and these are scored."""
     config, groups = config_of(tmp_path / "run", "cluster.generators=2"), 12
     examples = open_data(config.task, None, 0).examples("validation", groups)
     prompts = held_out_prompts(load_tokenizer(start), examples, config.data.max_prompt_length)
@@ -346,7 +348,8 @@ def test_a_slow_generator_gets_less_work_and_holds_up_nobody(
         expected = evaluate(pools, policy_of_folder(start), prompts, config).texts
         ray.get([actor.__ray_ready__.remote() for actor in pools.generators.actors], timeout=60)
         pools.generators.refresh()
-        slow = processes("ray::Generator")[0]
+        first = pools.generators.actors[0]
+        slow = psutil.Process(ray.get(first.__ray_call__.remote(lambda generator: os.getpid()), timeout=60))
         slow.suspend()
         buffer = RolloutBuffer(pools.generators, pools.scorers, slots=groups, deadline_s=120)
         for prompt in prompts:
