@@ -1,0 +1,175 @@
+// The page: a problem, two panes that run it, and what they share.
+
+import { BINS } from "./canvas.js";
+import { comparison, verdict } from "./comparison.js";
+import { byId, calm, counted, element } from "./elements.js";
+import { EXAMPLES } from "./examples.js";
+import { Pane } from "./pane.js";
+import { DECODINGS, defaultsOf, lengths, titled } from "./settings.js";
+import { models } from "./stream.js";
+
+const KEY = "d1ray-key";
+let served = [];
+let key = kept();
+
+const PREFERRED = [
+  (usual) => ({ decoding: DECODINGS[usual].scheduled ? usual : "low_confidence" }),
+  (usual) => ({ decoding: DECODINGS[usual].scheduled ? "threshold" : usual }),
+];
+const panes = PREFERRED.map((preferred, index) => new Pane(index, preferred, { ended, needsKey: askForKey, retry }));
+
+function shownPanes() {
+  return byId("compare").checked ? panes : panes.slice(0, 1);
+}
+
+function seed() {
+  const text = byId("seed").value.trim();
+  return text === "" ? null : Math.min(Math.max(Math.trunc(Number(text)), 0), 2 ** 32 - 1);
+}
+
+async function run(event) {
+  event?.preventDefault();
+  const problem = byId("problem").value;
+  if (!problem.trim()) return byId("problem").focus();
+  if (!served.length && !(await loadModels())) return;
+  byId("comparison").hidden = true;
+  say(shownPanes().length > 1 ? "Both panes run." : "Running.");
+  if (innerWidth <= 860) byId("panes").scrollIntoView({ behavior: calm() ? "auto" : "smooth" });
+  const runs = shownPanes().map((pane) => pane.run(problem, seed(), key));
+  busy();
+  await Promise.all(runs);
+}
+
+async function retry(pane) {
+  if (!served.length && !(await loadModels())) return;
+  const going = pane.run(byId("problem").value, seed(), key);
+  busy();
+  await going;
+}
+
+function busy() {
+  byId("stop").disabled = !panes.some((pane) => pane.running);
+}
+
+function ended(pane) {
+  busy();
+  say(summary(pane));
+  const shown = shownPanes();
+  if (shown.length > 1 && shown.every((one) => one.comparable)) {
+    comparison(shown, byId("comparison"));
+    say(`${summary(pane)} ${verdict(shown.map((one) => one.recording))}`);
+  }
+}
+
+function summary({ recording }) {
+  const { tokens, forwards, seconds } = recording.at(recording.steps.length);
+  const how = { done: "is done", stopped: "was stopped", failed: "failed" }[recording.state];
+  return `${titled(recording.settings)} ${how}: ${counted(tokens, "token")}, ${forwards} forward passes, ${seconds.toFixed(1)} seconds.`;
+}
+
+function say(text) {
+  byId("said").textContent = text;
+}
+
+async function loadModels() {
+  const trouble = byId("trouble");
+  try {
+    served = await models(key);
+    trouble.hidden = true;
+  } catch (error) {
+    served = [];
+    trouble.textContent = (error.status === 401 ? "The server wants an API key. " : "") + error.message;
+    trouble.hidden = false;
+    if (error.status === 401) askForKey();
+    return false;
+  }
+  const { gen_length } = defaultsOf(served[0]), select = byId("length");
+  select.replaceChildren(...lengths(served[0]).map((length) => element("option", { value: length, selected: length === gen_length }, String(length))));
+  panes.forEach((pane) => pane.controls.serve(served, gen_length));
+  const version = served[0].version === null ? "" : `, version ${served[0].version}`;
+  byId("served").textContent = served.map(({ id }) => id).join(", ") + version;
+  return true;
+}
+
+function kept() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return ""; // a browser that keeps nothing
+  }
+}
+
+function useKey(value) {
+  key = value;
+  try {
+    if (key) sessionStorage.setItem(KEY, key);
+    else sessionStorage.removeItem(KEY);
+  } catch { /* as above */ }
+}
+
+function showKeyForm(open) {
+  byId("key-form").hidden = !open;
+  byId("key-button").setAttribute("aria-expanded", String(open));
+  if (open) byId("key").focus();
+}
+
+function askForKey() {
+  showKeyForm(true);
+}
+
+function switchTheme() {
+  const root = document.documentElement, button = byId("theme");
+  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
+  const name = () => { button.textContent = dark() ? "Light" : "Dark"; };
+  try {
+    const chosen = localStorage.getItem("d1ray-theme");
+    if (chosen === "dark" || chosen === "light") root.dataset.theme = chosen;
+  } catch { /* as above */ }
+  button.addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    name();
+    try { localStorage.setItem("d1ray-theme", root.dataset.theme); } catch { /* as above */ }
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
+  name();
+}
+
+function compare() {
+  const two = byId("compare").checked;
+  panes[1].node.hidden = !two;
+  byId("panes").classList.toggle("one", !two);
+  if (!two) panes[1].stop();
+  byId("comparison").hidden = !two || !byId("comparison").hasChildNodes();
+  busy();
+}
+
+function main() {
+  switchTheme();
+  byId("panes").append(...panes.map((pane) => pane.node));
+  byId("examples").append(...EXAMPLES.map(({ name, problem }) => element("button", { type: "button", class: "chip", click: () => { byId("problem").value = problem; byId("problem").focus(); } }, name)));
+  byId("problem").value ||= EXAMPLES[0].problem;
+  byId("legend").append(
+    element("span", { class: "key" }, element("span", { class: "token masked", "aria-hidden": "true" }), "masked"),
+    ...BINS.map(([, name], bin) => element("span", { class: "key" }, element("span", { class: `token bin-${bin}`, "aria-hidden": "true" }, "p"), name)),
+    element("span", { class: "key" }, element("span", { class: "token end", "aria-hidden": "true" }, "∎"), "end of the text"),
+  );
+  if (/Mac|iPhone|iPad/.test(navigator.platform)) byId("shortcut").textContent = "⌘ ↵";
+  byId("composer").addEventListener("submit", run);
+  byId("stop").addEventListener("click", () => panes.forEach((pane) => pane.stop()));
+  byId("compare").addEventListener("change", compare);
+  byId("length").addEventListener("change", () => panes.forEach((pane) => pane.controls.resize(Number(byId("length").value))));
+  byId("new-seed").addEventListener("click", () => { byId("seed").value = crypto.getRandomValues(new Uint16Array(1))[0]; });
+  byId("key-button").addEventListener("click", () => showKeyForm(byId("key-form").hidden));
+  byId("key-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    useKey(byId("key").value.trim());
+    if (await loadModels()) { showKeyForm(false); byId("problem").focus(); }
+  });
+  byId("forget").addEventListener("click", () => { byId("key").value = ""; useKey(""); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(event);
+  });
+  loadModels().finally(() => { document.documentElement.dataset.ready = "true"; });
+}
+
+main();
