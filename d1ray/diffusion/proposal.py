@@ -49,7 +49,7 @@ def propose(
     tokens, logps, confidence = [], [], []
     for start in range(0, len(hidden[0]), size):
         chunk = slice(start, start + size)
-        prediction = _predict(
+        prediction = predict(
             _guided_logits(model, [h[chunk] for h in hidden], config.cfg_scale),
             model.config.mask_token_id,
             None if uniforms is None else uniforms[chunk],
@@ -71,7 +71,7 @@ def _guided_logits(model: DiffusionLM, hidden: Sequence[Tensor], scale: float) -
     return logits.sub_(unconditional).mul_(scale + 1).add_(unconditional)
 
 
-def _predict(logits: Tensor, mask_id: int, uniforms: Tensor | None, temperature: float) -> Prediction:
+def predict(logits: Tensor, mask_id: int, uniforms: Tensor | None, temperature: float) -> Prediction:
     """Draws from ``logits [C, V]`` without the mask token; overwrites them."""
     mask_logit = logits[:, mask_id].clone()
     logits[:, mask_id] = -torch.inf
