@@ -81,7 +81,9 @@ export class Canvas {
     cell.classList.add(`bin-${cell.dataset.bin}`);
     cell.classList.toggle("end", token.end);
     cell.textContent = token.end ? END : token.text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
-    if (token.text.includes("\n") && !token.end) cell.after(element("br"));
+    if (token.end || !token.text.includes("\n")) return;
+    if (/^\n+[^\n]/.test(token.text)) cell.before(element("br"));
+    else cell.after(element("br"));
   }
 
   #activeBlock(n) {

@@ -1,69 +1,75 @@
 // Two completions side by side: how many tokens each had after so many forward passes, and what that comes to.
 
-import { counted, drawn, element, written } from "./elements.js";
-import { playTogether, speedChoice } from "./player.js";
+import { drawn, element, written } from "./elements.js";
 import { titled } from "./settings.js";
 
-const [WIDE, HIGH, LEFT, BOTTOM, TOP, RIGHT] = [640, 190, 38, 30, 12, 14];
+const [HIGH, LEFT, BOTTOM, TOP, RIGHT] = [190, 40, 34, 12, 8];
 
-export function comparison(panes, place) {
-  const recordings = panes.map((pane) => pane.recording);
-  const chart = drawn("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": `Tokens committed against forward passes. ${verdict(recordings)}` });
+export function comparison(recordings, place) {
+  const { ratio, few, text } = outcome(recordings), shown = ratio > 1;
+  const chart = drawn("svg", { height: HIGH, role: "img", "aria-label": "Tokens committed against forward passes" });
+  const figure = element("figure", {}, chart);
   place.hidden = false;
   place.replaceChildren(
     element(
       "div",
-      { class: "comparison-head" },
+      { class: "outcome" },
       element("h2", { id: "comparison-title" }, "Side by side"),
-      element("div", { class: "controls" }, element("button", { type: "button", class: "primary", id: "replay", click: () => playTogether(panes.map((pane) => pane.player)) }, "Replay both"), speedChoice()),
+      element("p", { class: "verdict" }, shown && element("strong", { class: `ratio run-${few}` }, `${ratio.toFixed(1)} ×`), shown && " ", text),
+      element("p", { class: "legend" }, recordings.map((one, index) => element("span", { class: `key run-${index}` }, line(index), named(recordings, index)))),
     ),
-    element("p", { class: "verdict" }, verdict(recordings)),
-    element("figure", {}, chart, element("figcaption", { class: "legend" }, recordings.map((one, index) => element("span", { class: `key run-${index}` }, element("span", { class: "swatch", "aria-hidden": "true" }), named(recordings, index))))),
+    figure,
   );
-  draw(chart, recordings);
+  new ResizeObserver(() => draw(chart, recordings, figure.clientWidth)).observe(figure);
 }
 
-/* "Threshold 0.9 took 21 forward passes, Fixed schedule, 64 steps 64: 3.0 times fewer. ..." */
-export function verdict(recordings) {
-  const of = recordings.map((one) => one.at(one.steps.length));
-  const [few, many] = of[0].forwards <= of[1].forwards ? [0, 1] : [1, 0];
-  const ratio = of[many].forwards / of[few].forwards;
-  const passes =
-    ratio === 1 || !Number.isFinite(ratio)
-      ? `Both took ${counted(of[0].forwards, "forward pass").replace("passs", "passes")}.`
-      : `${named(recordings, few)} took ${of[few].forwards} forward passes where ${named(recordings, many)} took ${of[many].forwards}: ${ratio.toFixed(1)} times fewer.`;
-  const same = recordings[0].answer === recordings[1].answer ? "Their texts are the same." : "Their texts differ.";
-  return `${passes} ${same}`;
+/* How many times fewer forward passes the cheaper one took, which it is, and a text that goes on from that number. */
+export function outcome(recordings) {
+  const passes = recordings.map((one) => one.at(one.steps.length).forwards);
+  const few = passes[0] <= passes[1] ? 0 : 1, many = 1 - few;
+  const ratio = passes[few] ? passes[many] / passes[few] : 1;
+  const said = ratio > 1
+    ? `fewer forward passes: ${passes[few]} by “${named(recordings, few)}”, ${passes[many]} by “${named(recordings, many)}”.`
+    : `Both took ${passes[0]} forward passes.`;
+  const whole = recordings.every((one) => one.state === "done");
+  const same = recordings[0].answer === recordings[1].answer ? "The texts are the same." : "The texts differ.";
+  return { ratio, few, text: `${said} ${whole ? same : "Not both were done."}` };
 }
 
 function named(recordings, index) {
-  const titles = recordings.map((one) => titled(one.settings)), { model } = recordings[index].settings;
-  return recordings[0].settings.model === recordings[1].settings.model ? titles[index] : `${titles[index]} of ${model}`;
+  const { settings } = recordings[index];
+  return recordings[0].settings.model === recordings[1].settings.model ? titled(settings) : `${titled(settings)}, ${settings.model}`;
 }
 
-function draw(chart, recordings) {
+function line(index) {
+  return drawn("svg", { width: 26, height: 10, "aria-hidden": "true" }, drawn("line", { class: "line", x1: 1, x2: 25, y1: 5, y2: 5, "stroke-dasharray": index ? "7 3" : null }));
+}
+
+function draw(chart, recordings, wide) {
   const most = Math.max(1, ...recordings.map((one) => one.steps.at(-1)?.forwards ?? 0));
   const length = Math.max(...recordings.map((one) => one.length));
-  const x = (forwards) => LEFT + ((WIDE - LEFT - RIGHT) * forwards) / most;
+  const x = (forwards) => LEFT + ((wide - LEFT - RIGHT) * forwards) / most;
   const y = (tokens) => HIGH - BOTTOM - ((HIGH - BOTTOM - TOP) * tokens) / length;
-  for (const share of [0, 0.5, 1]) {
-    chart.append(
-      drawn("line", { class: "grid", x1: LEFT, x2: WIDE - RIGHT, y1: y(share * length), y2: y(share * length) }),
-      drawn("text", { class: "axis", x: LEFT - 6, y: y(share * length) + 4, "text-anchor": "end" }, String(Math.round(share * length))),
-      drawn("text", { class: "axis", x: x(share * most), y: HIGH - BOTTOM + 16, "text-anchor": share === 0 ? "start" : share === 1 ? "end" : "middle" }, written(share * most).replace(/\.0+$/, "")),
-    );
-  }
-  chart.append(drawn("text", { class: "axis", x: (LEFT + WIDE - RIGHT) / 2, y: HIGH - 1, "text-anchor": "middle" }, "forward passes"));
-  recordings.forEach((one, index) => {
-    let committed = 0;
-    const points = [[0, 0], ...one.steps.map((step) => [step.forwards, (committed += step.positions.length)])];
-    const at = ([forwards, tokens]) => `${x(forwards).toFixed(1)},${y(tokens).toFixed(1)}`;
-    const [lastForwards, lastTokens] = points.at(-1);
-    chart.append(
-      drawn("g", { class: `run-${index}` },
-        drawn("polyline", { class: "line", points: points.map(at).join(" "), "stroke-dasharray": index ? "7 3" : null }),
-        drawn("circle", { class: "dot", cx: x(lastForwards), cy: y(lastTokens), r: 4 }),
-      ),
-    );
-  });
+  chart.setAttribute("viewBox", `0 0 ${wide} ${HIGH}`);
+  chart.replaceChildren(
+    ...[0, 0.5, 1].flatMap((share) => [
+      drawn("line", { class: "grid", x1: LEFT, x2: wide - RIGHT, y1: y(share * length), y2: y(share * length) }),
+      drawn("text", { class: "axis", x: LEFT - 6, y: y(share * length) + 4, "text-anchor": "end" }, Math.round(share * length)),
+      drawn("text", { class: "axis", x: x(share * most), y: HIGH - BOTTOM + 15, "text-anchor": ["start", "middle", "end"][2 * share] }, written(share * most).replace(/\.0+$/, "")),
+    ]),
+    drawn("text", { class: "axis", x: (LEFT + wide - RIGHT) / 2, y: HIGH - 4, "text-anchor": "middle" }, "tokens committed after so many forward passes"),
+    ...recordings.map((one, index) => curve(one, index, x, y)),
+  );
+}
+
+function curve({ steps }, index, x, y) {
+  let committed = 0;
+  const points = [[0, 0], ...steps.map((step) => [step.forwards, (committed += step.positions.length)])];
+  const [forwards, tokens] = points.at(-1);
+  return drawn(
+    "g",
+    { class: `run-${index}` },
+    drawn("polyline", { class: "line", points: points.map(([f, t]) => `${x(f).toFixed(1)},${y(t).toFixed(1)}`).join(" "), "stroke-dasharray": index ? "7 3" : null }),
+    drawn("circle", { class: "dot", cx: x(forwards), cy: y(tokens), r: 4.5 }),
+  );
 }

@@ -85,10 +85,10 @@ export class Controls {
 
   /* While it is dragged only its number changes: redrawing would take it from under the pointer. */
   #range(key, label, { min, max, step }, about) {
-    const shown = element("output", { class: "value" }, about(this.settings[key]));
+    const shown = element("span", { class: "value", "aria-hidden": "true" }, about(this.settings[key]));
     const input = element("input", {
       type: "range", min, max, step, value: this.settings[key], "data-key": key,
-      "aria-label": label, "aria-valuetext": about(this.settings[key]),
+      "aria-valuetext": about(this.settings[key]),
       input: () => {
         this.settings[key] = Number(input.value);
         shown.textContent = about(this.settings[key]);
@@ -96,6 +96,6 @@ export class Controls {
         this.#fit(false);
       },
     });
-    return element("div", { class: "field" }, element("span", {}, label, shown), input);
+    return labelled(label, input, shown);
   }
 }

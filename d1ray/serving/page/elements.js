@@ -19,8 +19,12 @@ function fill(node, attributes, children) {
   return node;
 }
 
+let labels = 0;
+
+/* A control below its label and, at the label's right, what else is to be said. */
 export function labelled(label, control, ...more) {
-  return element("label", { class: "field" }, element("span", {}, label, ...more), control);
+  control.id ||= `control-${labels++}`;
+  return element("div", { class: "field" }, element("div", { class: "head" }, element("label", { for: control.id }, label), more), control);
 }
 
 export function choice(options, chosen, onChange, attributes = {}) {

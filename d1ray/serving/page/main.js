@@ -1,10 +1,11 @@
 // The page: a problem, two panes that run it, and what they share.
 
 import { BINS } from "./canvas.js";
-import { comparison, verdict } from "./comparison.js";
+import { comparison, outcome } from "./comparison.js";
 import { byId, calm, counted, element } from "./elements.js";
 import { EXAMPLES } from "./examples.js";
 import { Pane } from "./pane.js";
+import { playTogether, speedChoice } from "./player.js";
 import { DECODINGS, defaultsOf, lengths, titled } from "./settings.js";
 import { models } from "./stream.js";
 
@@ -48,7 +49,9 @@ async function retry(pane) {
 }
 
 function busy() {
-  byId("stop").disabled = !panes.some((pane) => pane.running);
+  const shown = shownPanes(), running = shown.some((pane) => pane.running);
+  byId("stop").disabled = !running;
+  byId("replay").disabled = running || !shown.some((pane) => pane.recording?.steps.length);
 }
 
 function ended(pane) {
@@ -56,8 +59,10 @@ function ended(pane) {
   say(summary(pane));
   const shown = shownPanes();
   if (shown.length > 1 && shown.every((one) => one.comparable)) {
-    comparison(shown, byId("comparison"));
-    say(`${summary(pane)} ${verdict(shown.map((one) => one.recording))}`);
+    const recordings = shown.map((one) => one.recording);
+    comparison(recordings, byId("comparison"));
+    const { ratio, text } = outcome(recordings);
+    say(`${summary(pane)} ${ratio > 1 ? `${ratio.toFixed(1)} times ` : ""}${text}`);
   }
 }
 
@@ -83,9 +88,10 @@ async function loadModels() {
     if (error.status === 401) askForKey();
     return false;
   }
-  const { gen_length } = defaultsOf(served[0]), select = byId("length");
-  select.replaceChildren(...lengths(served[0]).map((length) => element("option", { value: length, selected: length === gen_length }, String(length))));
-  panes.forEach((pane) => pane.controls.serve(served, gen_length));
+  const choices = lengths(served[0]), { gen_length } = defaultsOf(served[0]);
+  const length = choices.findLast((one) => one <= gen_length) ?? choices[0];
+  byId("length").replaceChildren(...choices.map((value) => element("option", { value, selected: value === length }, String(value))));
+  panes.forEach((pane) => pane.controls.serve(served, length));
   const version = served[0].version === null ? "" : `, version ${served[0].version}`;
   byId("served").textContent = served.map(({ id }) => id).join(", ") + version;
   return true;
@@ -157,6 +163,8 @@ function main() {
   byId("composer").addEventListener("submit", run);
   byId("stop").addEventListener("click", () => panes.forEach((pane) => pane.stop()));
   byId("compare").addEventListener("change", compare);
+  byId("replay").addEventListener("click", () => playTogether(shownPanes().map((pane) => pane.player)));
+  byId("replays").append(speedChoice());
   byId("length").addEventListener("change", () => panes.forEach((pane) => pane.controls.resize(Number(byId("length").value))));
   byId("new-seed").addEventListener("click", () => { byId("seed").value = crypto.getRandomValues(new Uint16Array(1))[0]; });
   byId("key-button").addEventListener("click", () => showKeyForm(byId("key-form").hidden));

@@ -1,8 +1,9 @@
 // One pane: settings, the tokens, how fast they come, and a replay.
 
+import { answerView } from "./answer.js";
 import { Canvas } from "./canvas.js";
 import { Controls } from "./controls.js";
-import { drawn, element, written } from "./elements.js";
+import { counted, drawn, element, written } from "./elements.js";
 import { Player } from "./player.js";
 import { Recording } from "./recording.js";
 import { requestBody, titled } from "./settings.js";
@@ -31,15 +32,17 @@ export class Pane {
     this.position = element("span", { class: "position soft" });
     this.histogram = drawn("svg", { class: "histogram", preserveAspectRatio: "none", "aria-hidden": "true" });
     this.bar = element("i");
-    this.answer = element("pre", { class: "text", tabindex: 0, "aria-label": `Answer of ${this.name}` });
+    this.answer = element("div", { class: "final" });
+    this.text = element("pre", { class: "text", tabindex: 0, role: "region", "aria-label": `Text of ${this.name}` });
     this.note = element("p", { class: "soft note" });
-    this.result = element("div", { class: "result", hidden: true }, element("h3", {}, "Text"), this.answer, this.note);
+    this.result = element("div", { class: "result", hidden: true }, this.answer, element("details", {}, element("summary", {}, "Whole text"), this.text), this.note);
     this.controls = new Controls(this.name, preferred, () => this.#settingsChanged());
+    this.settings = element("details", { class: "settings-box", open: innerWidth > 860 }, element("summary", {}, "Settings"), this.controls.node);
     this.node = element(
       "article",
       { class: `pane run-${index}`, "aria-label": this.name[0].toUpperCase() + this.name.slice(1) },
       element("h2", {}, element("span", { class: "swatch", "aria-hidden": "true" }), this.title, this.badge),
-      this.controls.node,
+      this.settings,
       this.error,
       element("dl", { class: "meters" }, Object.entries(this.meters).map(([label, value]) => element("div", {}, element("dt", {}, label), value))),
       element("div", { class: "progress", "aria-hidden": "true" }, this.bar),
@@ -73,7 +76,7 @@ export class Pane {
   async run(problem, seed, key) {
     this.stop();
     const settings = { ...this.controls.settings }, abort = new AbortController();
-    const recording = new Recording(settings, performance.now());
+    const recording = new Recording(problem, settings, performance.now());
     [this.#abort, this.recording, this.#bars] = [abort, recording, 0];
     this.#forget();
     this.title.textContent = titled(settings);
@@ -117,7 +120,6 @@ export class Pane {
       if (!recording.running) return;
       this.#state(recording.state);
       this.player.update();
-      this.#write();
     });
   }
 
@@ -149,14 +151,18 @@ export class Pane {
   }
 
   #write() {
-    const { answer, finish, version, frame, state } = this.recording;
+    const { answer, finish, frame, problem, running, seed, state, version } = this.recording;
     const never = state === "done" ? frame.filter((at) => !at).length : 0;
-    this.result.hidden = !answer && state !== "done";
-    this.answer.textContent = answer || "(empty)";
+    this.result.hidden = running || (!answer && state !== "done");
+    if (this.result.hidden) return;
+    const final = answerView(problem, answer);
+    this.answer.replaceChildren(...(final ? [element("h3", {}, "Answer"), final] : []));
+    this.result.querySelector("details").open = final === null;
+    this.text.textContent = answer || "(empty)";
     this.note.textContent = [
       never ? `${never} positions were never denoised: the text had ended before them.` : "",
       finish === "length" ? "The text is as long as was allowed." : "",
-      version ? `Version ${version}.` : "",
+      version ? `Version ${version}` + (seed === null ? "." : `, seed ${seed}.`) : "",
     ].filter(Boolean).join(" ");
   }
 
@@ -174,7 +180,7 @@ export class Pane {
 
   #complain(error) {
     const known = error instanceof ServerError, { status = 0, retryAfter } = error;
-    const came = this.recording.steps.length ? ` ${this.recording.at(this.recording.steps.length).tokens} tokens had come.` : "";
+    const came = this.recording.steps.length ? ` ${counted(this.recording.steps.at(-1).tokens, "token")} had come.` : "";
     const head = status === 401 ? "The server wants an API key."
       : status === 429 ? "The server is busy." + (retryAfter === null ? "" : ` It asks to wait ${Math.ceil(retryAfter)} s.`)
       : status >= 500 ? `The server failed (${status}).`
@@ -184,7 +190,7 @@ export class Pane {
     this.error.replaceChildren(element("strong", {}, head), ` ${error.message}${came} `, again);
     this.error.hidden = false;
     if (status === 401) this.on.needsKey();
-    if (status === 429 && retryAfter) this.#countDown(again, Math.ceil(retryAfter));
+    if (retryAfter) this.#countDown(again, Math.ceil(retryAfter));
     if (!known) console.error(error);
   }
 

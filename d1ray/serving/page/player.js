@@ -11,7 +11,7 @@ export function speedChoice() {
   return choice(SPEEDS, speed, (value) => {
     speed = value;
     playTogether([...playing]);
-  }, { class: "speed", "aria-label": "Speed" });
+  }, { "aria-label": "Speed of replays" });
 }
 
 /* The number of steps done `ms` after the start of a replay from step `from`. */

@@ -1,14 +1,15 @@
 // What a completion did, step by step: enough to draw it at any step, while it comes in and afterwards.
 
-const ENDS = new Set(["", "<|endoftext|>", "<|eot_id|>", "<|im_end|>", "</s>"]);
+const END = /^<\|(?:endoftext|eot_id|im_end|end_of_text)\|>$/; // as LLaDA and Dream write it
 
-/* settings: of the pane, as they were; now: milliseconds, when the request was sent.
+/* problem: as it was asked; settings: of the pane, as they were; now: milliseconds, when the request was sent.
 
    A step is {at, positions, forwards, block, tokens}: milliseconds since sending, the positions that it committed,
    forward passes so far, and tokens so far. `frame[p]` is 1 + the step that committed position p, 0 while masked:
    with n steps shown, p is unmasked where 0 < frame[p] <= n. */
 export class Recording {
-  constructor(settings, now) {
+  constructor(problem, settings, now) {
+    this.problem = problem;
     this.settings = settings;
     this.sent = now;
     this.steps = [];
@@ -16,6 +17,7 @@ export class Recording {
     this.state = "waiting"; // denoising, done, stopped, failed
     this.usage = null;
     this.version = null;
+    this.seed = null;
     this.finish = null;
     this.over = null; // milliseconds from sending until it was over
     this.#resize(settings.length);
@@ -36,7 +38,7 @@ export class Recording {
     data.positions.forEach((p, k) => {
       if (p < 0 || p >= this.length) return;
       const text = data.tokens[k] ?? "";
-      this.tokens[p] = { text, confidence: data.confidences[k] ?? 0, end: data.ends?.[k] ?? ENDS.has(text) };
+      this.tokens[p] = { text, confidence: data.confidences[k] ?? 0, end: data.ends?.[k] ?? END.test(text) };
       this.frame[p] = this.steps.length;
     });
     this.steps.at(-1).tokens = this.#counted();
@@ -49,6 +51,7 @@ export class Recording {
     this.finish = choice?.finish_reason ?? this.finish;
     this.usage = data.usage ?? this.usage;
     this.version = data.system_fingerprint ?? this.version;
+    this.seed = data.d1ray?.seed ?? this.seed;
   }
 
   ended(state, now) {

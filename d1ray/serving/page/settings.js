@@ -3,6 +3,7 @@
 // Scheduled decodings commit as many tokens a step as the schedule says; the others as many as their limit allows.
 export const DECODINGS = {
   low_confidence: { name: "Fixed schedule", detail: "surest first", scheduled: true },
+  maskgit_plus: { name: "Fixed schedule", detail: "surest at the temperature first", scheduled: true },
   topk_margin: { name: "Fixed schedule", detail: "largest margin first", scheduled: true },
   entropy: { name: "Fixed schedule", detail: "least entropy first", scheduled: true },
   random: { name: "Fixed schedule", detail: "random order", scheduled: true },
@@ -24,10 +25,11 @@ export function defaultsOf(model) {
   return { ...BUILT_IN, steps: Math.ceil(gen_length / 2), ...said, gen_length, block_length };
 }
 
-/* Completion lengths to choose from: round ones within the server's limit, and its default. */
+/* Completion lengths to choose from: round ones and the server's default, as far as its limits allow. */
 export function lengths(model) {
-  const most = model?.limits.max_tokens ?? Infinity, usual = defaultsOf(model).gen_length;
-  return [...new Set([...LENGTHS.filter((length) => length <= most), usual])].sort((a, b) => a - b);
+  const { max_tokens = Infinity, context = Infinity } = model?.limits ?? {};
+  const found = [...LENGTHS, defaultsOf(model).gen_length].filter((length) => length <= max_tokens && length < context);
+  return [...new Set(found)].sort((a, b) => a - b);
 }
 
 /* Block lengths that divide `length`, the server's default among them if it does. */
