@@ -1,6 +1,10 @@
 """What the tests of the core share: one thread, and a tiny LLaDA and Dream whose every weight is random."""
 
 import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from d1ray import rng
-from d1ray.models import Dream, DreamConfig, LLaDA, LLaDAConfig, character_tokenizer, initialise
+from d1ray.models import Dream, DreamConfig, LLaDA, LLaDAConfig, character_tokenizer, initialise, save_model
 
 torch.set_num_threads(1)
 
@@ -110,6 +114,48 @@ def make_text_model(make_model, tokenizer):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory, tokenizer) -> Path:
+    """A folder with a tiny model that speaks the character tokenizer's ids, called "tiny"."""
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    changes = {
+        "vocab_size": len(tokenizer),
+        "mask_token_id": tokenizer.mask_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+        "max_sequence_length": 256,
+    }
+    model = initialise(LLaDA(replace(TINY, **changes)), 3).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight *= 20 if "wte" in name else 3 if "q_proj" in name or "attn_out" in name else 1
+    save_model(model, folder, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def listening():
+    """``with listening(app) as url``: an ASGI application on a free port of the loopback interface."""
+    import uvicorn
+
+    @contextmanager
+    def listen(app) -> Iterator[str]:
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            for _ in range(500):
+                if server.started:
+                    break
+                time.sleep(0.02)
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+    return listen
 
 
 @pytest.fixture
