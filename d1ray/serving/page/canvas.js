@@ -114,7 +114,7 @@ export class Canvas {
     this.tip.replaceChildren(
       element("strong", {}, cell.classList.contains("unused") ? "never denoised" : masked ? "masked" : token.end ? "end of the completion" : JSON.stringify(token.text)),
       element("div", {}, `position ${p + 1}` + (token ? `, committed at step ${step}` : "")),
-      token && !masked && element("div", {}, "probability ", element("b", {}, token.confidence.toFixed(3))),
+      ...(masked ? [] : [element("div", {}, "probability ", element("b", {}, token.confidence.toFixed(3)))]),
     );
     const wide = this.node.clientWidth, left = cell.offsetLeft;
     this.tip.style.top = `${cell.offsetTop + cell.offsetHeight + 6}px`;

@@ -15,7 +15,7 @@ export function comparison(recordings, place) {
       "div",
       { class: "outcome" },
       element("h2", { id: "comparison-title" }, "Side by side"),
-      element("p", { class: "verdict" }, shown && element("strong", { class: `ratio run-${few}` }, `${ratio.toFixed(1)} ×`), shown && " ", text),
+      element("p", { class: "verdict" }, shown && element("strong", { class: `ratio run-${few}` }, `${ratio.toFixed(1)}×`), shown && " ", text),
       element("p", { class: "legend" }, recordings.map((one, index) => element("span", { class: `key run-${index}` }, line(index), named(recordings, index)))),
     ),
     figure,

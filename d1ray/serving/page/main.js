@@ -3,7 +3,7 @@
 import { BINS } from "./canvas.js";
 import { comparison, outcome } from "./comparison.js";
 import { byId, calm, counted, element } from "./elements.js";
-import { EXAMPLES } from "./examples.js";
+import { examplesFor } from "./examples.js";
 import { Pane } from "./pane.js";
 import { playTogether, speedChoice } from "./player.js";
 import { DECODINGS, defaultsOf, lengths, titled } from "./settings.js";
@@ -17,7 +17,7 @@ const PREFERRED = [
   (usual) => ({ decoding: DECODINGS[usual].scheduled ? usual : "low_confidence" }),
   (usual) => ({ decoding: DECODINGS[usual].scheduled ? "threshold" : usual }),
 ];
-const panes = PREFERRED.map((preferred, index) => new Pane(index, preferred, { ended, needsKey: askForKey, retry }));
+const panes = PREFERRED.map((preferred, index) => new Pane(index, preferred, { ended, needsKey: () => showKeyForm(true), retry }));
 
 function shownPanes() {
   return byId("compare").checked ? panes : panes.slice(0, 1);
@@ -33,12 +33,20 @@ async function run(event) {
   const problem = byId("problem").value;
   if (!problem.trim()) return byId("problem").focus();
   if (!served.length && !(await loadModels())) return;
+  byId("comparison").replaceChildren();
   byId("comparison").hidden = true;
   say(shownPanes().length > 1 ? "Both panes run." : "Running.");
-  if (innerWidth <= 860) byId("panes").scrollIntoView({ behavior: calm() ? "auto" : "smooth" });
+  scrollToTokens();
   const runs = shownPanes().map((pane) => pane.run(problem, seed(), key));
   busy();
   await Promise.all(runs);
+}
+
+/* On a phone to the first pane; elsewhere as little as shows the tokens. */
+function scrollToTokens() {
+  const behavior = calm() ? "auto" : "smooth";
+  if (innerWidth <= 860) byId("panes").scrollIntoView({ behavior });
+  else panes[0].replay.scrollIntoView({ behavior, block: "nearest" });
 }
 
 async function retry(pane) {
@@ -76,25 +84,39 @@ function say(text) {
   byId("said").textContent = text;
 }
 
+function complain(text) {
+  byId("trouble").textContent = text;
+  byId("trouble").hidden = false;
+}
+
 async function loadModels() {
-  const trouble = byId("trouble");
   try {
     served = await models(key);
-    trouble.hidden = true;
+    byId("trouble").hidden = true;
   } catch (error) {
     served = [];
-    trouble.textContent = (error.status === 401 ? "The server wants an API key. " : "") + error.message;
-    trouble.hidden = false;
-    if (error.status === 401) askForKey();
+    complain((error.status === 401 ? "The server wants an API key. " : "") + error.message);
+    if (error.status === 401) showKeyForm(true);
     return false;
   }
   const choices = lengths(served[0]), { gen_length } = defaultsOf(served[0]);
   const length = choices.findLast((one) => one <= gen_length) ?? choices[0];
   byId("length").replaceChildren(...choices.map((value) => element("option", { value, selected: value === length }, String(value))));
   panes.forEach((pane) => pane.controls.serve(served, length));
+  offerExamples(served[0]);
   const version = served[0].version === null ? "" : `, version ${served[0].version}`;
   byId("served").textContent = served.map(({ id }) => id).join(", ") + version;
   return true;
+}
+
+function offerExamples(model) {
+  const examples = examplesFor(model), problem = byId("problem");
+  const offer = (text) => {
+    problem.value = text;
+    problem.focus();
+  };
+  byId("examples").replaceChildren(...examples.map(({ name, problem: text }) => element("button", { type: "button", class: "chip", click: () => offer(text) }, name)));
+  problem.value ||= examples[0].problem;
 }
 
 function kept() {
@@ -117,10 +139,6 @@ function showKeyForm(open) {
   byId("key-form").hidden = !open;
   byId("key-button").setAttribute("aria-expanded", String(open));
   if (open) byId("key").focus();
-}
-
-function askForKey() {
-  showKeyForm(true);
 }
 
 function switchTheme() {
@@ -152,8 +170,6 @@ function compare() {
 function main() {
   switchTheme();
   byId("panes").append(...panes.map((pane) => pane.node));
-  byId("examples").append(...EXAMPLES.map(({ name, problem }) => element("button", { type: "button", class: "chip", click: () => { byId("problem").value = problem; byId("problem").focus(); } }, name)));
-  byId("problem").value ||= EXAMPLES[0].problem;
   byId("legend").append(
     element("span", { class: "key" }, element("span", { class: "token masked", "aria-hidden": "true" }), "masked"),
     ...BINS.map(([, name], bin) => element("span", { class: "key" }, element("span", { class: `token bin-${bin}`, "aria-hidden": "true" }, "p"), name)),
@@ -170,7 +186,9 @@ function main() {
   byId("key-button").addEventListener("click", () => showKeyForm(byId("key-form").hidden));
   byId("key-form").addEventListener("submit", async (event) => {
     event.preventDefault();
-    useKey(byId("key").value.trim());
+    const typed = byId("key").value.trim();
+    if (/[^\x21-\x7e]/.test(typed)) return complain("A key holds nothing but ASCII letters, digits and signs.");
+    useKey(typed);
     if (await loadModels()) { showKeyForm(false); byId("problem").focus(); }
   });
   byId("forget").addEventListener("click", () => { byId("key").value = ""; useKey(""); });

@@ -25,7 +25,7 @@ export class Pane {
     this.title = element("span", {});
     this.badge = element("span", { class: "state" });
     this.error = element("div", { class: "notice", role: "alert", hidden: true });
-    this.meters = Object.fromEntries(["tokens/s", "forwards / token", "forwards", "seconds"].map((label) => [label, element("dd", {}, "–")]));
+    this.meters = Object.fromEntries(["tokens/s", "forwards/token", "forwards", "seconds"].map((label) => [label, element("dd", {}, "–")]));
     this.canvas = new Canvas();
     this.canvas.node.setAttribute("aria-label", `Tokens of ${this.name}; arrow keys go from one to the next`);
     this.player = new Player(this.name, (n) => this.#show(n));
@@ -47,7 +47,7 @@ export class Pane {
       element("dl", { class: "meters" }, Object.entries(this.meters).map(([label, value]) => element("div", {}, element("dt", {}, label), value))),
       element("div", { class: "progress", "aria-hidden": "true" }, this.bar),
       this.canvas.node,
-      element("div", { class: "replay" }, this.player.button, element("div", { class: "track" }, this.histogram, this.player.slider), this.position),
+      (this.replay = element("div", { class: "replay" }, this.player.button, element("div", { class: "track" }, this.histogram, this.player.slider), this.position)),
       this.result,
     );
     this.#settingsChanged();
@@ -128,7 +128,7 @@ export class Pane {
     this.canvas.show(n);
     const { tokens, forwards, seconds } = recording.at(n, performance.now());
     this.meters["tokens/s"].textContent = tokens ? written(tokens / seconds) : "–";
-    this.meters["forwards / token"].textContent = tokens ? written(forwards / tokens) : "–";
+    this.meters["forwards/token"].textContent = tokens ? written(forwards / tokens) : "–";
     this.meters.forwards.textContent = forwards.toLocaleString("en");
     this.meters.seconds.textContent = seconds.toFixed(2);
     const done = n === recording.steps.length && recording.state === "done";

@@ -85,7 +85,7 @@ class Scripted:
         left: the decodings whose client left.
         refusals: (status, headers, message), taken one by one instead of a completion.
         key: wanted of every request, if not "".
-        models: served.
+        models, limits: served.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Scripted:
         self.left: queue.Queue[str] = queue.Queue()
         self.refusals: list[tuple[int, dict[str, str], str]] = []
         self.key = ""
-        self.models = ["tiny"]
+        self.models, self.limits = ["tiny"], {"max_tokens": 32}
         self.pieces: dict[str, queue.Queue[bytes | None]] = {
             decoding: queue.Queue() for decoding in ("low_confidence", "threshold")
         }
@@ -126,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/models":
             if self._admitted():
                 data = [{"id": name, "object": "model"} for name in self.scripted.models]
-                about = {"defaults": DEFAULTS, "limits": {"max_tokens": 32}, "version": "7"}
+                about = {"defaults": DEFAULTS, "limits": self.scripted.limits, "version": "7"}
                 self._json(200, {"object": "list", "data": data, "d1ray": about})
             return
         file = PAGE / ("index.html" if self.path == "/" else self.path.removeprefix("/page/"))

@@ -104,6 +104,13 @@ def test_the_examples_are_worded_as_the_tasks_word_them(opened: Opened) -> None:
     assert worded[2] == GSM8K().prompt(question=question)
 
 
+def test_a_model_with_little_context_is_given_what_fits(opened: Opened, server: Any) -> None:
+    server.limits = {"max_tokens": 1024, "context": 64}
+    page = opened()
+    assert page.input_value("#problem") == "1000020041200341"
+    assert page.locator("#length option").all_inner_texts() == ["16", "32"]
+
+
 def test_a_key_is_asked_for_and_kept_in_the_tab_only(opened: Opened, server: Any, script: Any) -> None:
     server.key = "s3cret"
     page = opened()
@@ -113,6 +120,9 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(opened: Opened, server: Any
     key.fill("wrong")
     page.keyboard.press("Enter")
     page.expect(trouble).to_contain_text("Incorrect API key")
+    key.fill("schlüssel\N{SNOWMAN}")
+    page.keyboard.press("Enter")
+    page.expect(trouble).to_contain_text("A key holds nothing but ASCII")
     key.fill("s3cret")
     page.keyboard.press("Enter")
     page.expect(trouble).to_be_hidden()

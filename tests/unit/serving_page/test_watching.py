@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_the_tokens_that_count(opened: Opened, server: 
     server.say(FIXED, *script.SHORT)
     page.click("#run")
     pane.is_in("done")
-    assert (pane.meters["forwards"], pane.meters["forwards / token"]) == ("3", "0.75")
+    assert (pane.meters["forwards"], pane.meters["forwards/token"]) == ("3", "0.75")
     assert float(pane.meters["tokens/s"]) == pytest.approx(4 / float(pane.meters["seconds"]), rel=0.1)
     note = pane.node.locator(".note").inner_text()
     assert note == "8 positions were never denoised: the text had ended before them. Version 7."
@@ -125,7 +125,7 @@ def test_two_panes_run_at_once_and_are_compared(opened: Opened, server: Any, scr
     server.say(FIXED, *rest, script.chunk("abc", "length"), script.DONE)
     verdict = page.locator("#comparison .verdict")
     page.expect(verdict).to_contain_text(
-        "3.0 × fewer forward passes: 1 by “Threshold 0.9”, 3 by “Fixed schedule, 8 steps”. "
+        "3.0× fewer forward passes: 1 by “Threshold 0.9”, 3 by “Fixed schedule, 8 steps”. "
         "The texts are the same."
     )
     page.expect(page.locator("#comparison figure polyline")).to_have_count(2)
@@ -134,6 +134,11 @@ def test_two_panes_run_at_once_and_are_compared(opened: Opened, server: Any, scr
     page.click("#replay")  # both, on one clock
     threshold.has_masks(16)
     fixed.has_masks(16)
+    page.uncheck("#compare")
+    assert page.locator("#comparison").is_hidden() and threshold.node.is_hidden()
+    page.click("#run")
+    page.check("#compare")
+    assert page.locator("#comparison").is_hidden()  # it was about the runs before
 
 
 def test_stop_ends_the_request_and_keeps_what_has_come(opened: Opened, server: Any, script: Any) -> None:
