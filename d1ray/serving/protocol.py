@@ -25,7 +25,8 @@ def _neutral(*allowed: Any) -> AfterValidator:
 
     def check(value: T) -> T:
         if value is not None and value not in allowed:
-            raise ValueError(f"is not supported by this server; leave it out, or at {allowed[0]!r}")
+            neutral = f", or at {allowed[0]!r}" if allowed else ""
+            raise ValueError(f"is not supported by this server; leave it out{neutral}")
         return value
 
     return AfterValidator(check)
