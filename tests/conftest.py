@@ -4,6 +4,7 @@ The environment is set while this file is imported, before any test imports torc
 inherit it.
 """
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -57,6 +58,19 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"the real data sets are not in {path}; set D1RAY_DATA to their folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def serving_clients() -> ModuleType:
+    """The module ``tests/serving_clients.py``: clients that put a server under load."""
+    spec = importlib.util.spec_from_file_location(
+        "serving_clients", Path(__file__).with_name("serving_clients.py")
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
