@@ -9,6 +9,7 @@ import { Recording } from "./recording.js";
 import { requestBody, titled } from "./settings.js";
 import { completion, ServerError } from "./stream.js";
 
+const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 const STATES = { idle: "ready", waiting: "waiting for the server", denoising: "denoising", done: "done", stopped: "stopped", failed: "failed" };
 
 export class Pane {
@@ -182,12 +183,12 @@ export class Pane {
     const known = error instanceof ServerError, { status = 0, retryAfter } = error;
     const came = this.recording.steps.length ? ` ${counted(this.recording.steps.at(-1).tokens, "token")} had come.` : "";
     const head = status === 401 ? "The server wants an API key."
-      : status === 429 ? "The server is busy." + (retryAfter === null ? "" : ` It asks to wait ${Math.ceil(retryAfter)} s.`)
+      : status === 429 ? "Too many requests (429)."
       : status >= 500 ? `The server failed (${status}).`
       : status >= 400 ? `The server refused (${status}).`
       : known ? "" : "The page failed.";
     const again = element("button", { type: "button", click: () => this.on.retry(this) }, "Try again");
-    this.error.replaceChildren(element("strong", {}, head), ` ${error.message}${came} `, again);
+    this.error.replaceChildren(element("strong", {}, head), ` ${sentence(error.message)}${came} `, again);
     this.error.hidden = false;
     if (status === 401) this.on.needsKey();
     if (retryAfter) this.#countDown(again, Math.ceil(retryAfter));

@@ -76,7 +76,7 @@ def test_what_the_api_refuses_is_shown(opened: Opened, serve: Callable[..., str]
     page = opened(url=serve(), panes=1)
     page.fill("#problem", "long " * 20)
     page.click("#run")
-    page.expect(page.panes[0].alert).to_contain_text("The server refused (400). the prompt has")
+    page.expect(page.panes[0].alert).to_contain_text("The server refused (400). The prompt has")
 
 
 def test_the_page_opens_without_a_key_and_the_api_with_one(
@@ -95,11 +95,20 @@ def test_the_page_opens_without_a_key_and_the_api_with_one(
 
 
 def test_stopping_frees_the_server(opened: Opened, serve: Callable[..., str]) -> None:
-    url = serve(limits={"rows": 1})
-    page = opened(url=url, panes=1)
+    page = opened(url=serve(limits={"rows": 1}), panes=1)
     page.fill("#problem", "hi")
-    page.click("#run")
-    page.click("#stop")
+    page.evaluate(
+        """() => new Promise((stopped) => {
+          const observer = new MutationObserver(() => {
+            document.getElementById("stop").click();
+            observer.disconnect();
+            stopped();
+          });
+          document.getElementById("run").click();
+          observer.observe(document.querySelector(".canvas"), { subtree: true, attributes: true });
+        })"""
+    )
+    page.expect(page.locator("#stop")).to_be_disabled()
     for _ in range(3):
         page.click("#run")
         page.panes[0].is_in("done")
