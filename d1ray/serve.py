@@ -181,9 +181,9 @@ def run(config: ServeConfig) -> None:
     """
     model_folder(config.model), read_keys(config.api_key_file)
     ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ending.set())
     with connected(ClusterConfig()):
+        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set handlers of its own
+            signal.signal(number, lambda *_: ending.set())
         _check_room(config)
         serve.start(http_options=HTTPOptions(host=config.host, port=config.port))
         try:

@@ -61,6 +61,33 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder called "tiny" with a small LLaDA of random weights that writes characters."""
+    import torch
+
+    from d1ray.models import LLaDA, LLaDAConfig, character_tokenizer, initialise, save_model
+
+    folder, tokenizer = tmp_path_factory.mktemp("served") / "tiny", character_tokenizer()
+    config = LLaDAConfig(
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        mlp_hidden_size=48,
+        vocab_size=len(tokenizer),
+        max_sequence_length=256,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model = initialise(LLaDA(config), 3).eval()
+    with torch.no_grad():  # sharp enough that the prompt, and every token, tells in what it writes
+        for name, weight in model.named_parameters():
+            weight *= 20 if "wte" in name else 3 if "q_proj" in name or "attn_out" in name else 1
+    save_model(model, folder, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def serving_clients() -> ModuleType:
     """The module ``tests/serving_clients.py``: clients that put a server under load."""
     spec = importlib.util.spec_from_file_location(

@@ -73,7 +73,7 @@ class ServeConfig(Strict):
     host: str = Field(
         "127.0.0.1", description="address to listen on; another than loopback needs api_key_file"
     )
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=1, le=65535)
     api_key_file: AbsolutePath | None = Field(None, description="keys, a line each; any of them will do")
     cors_origins: tuple[str, ...] = Field((), description="other sites whose pages may call the API")
     threads: PositiveInt = Field(1, description="of torch, in each replica on the CPU")

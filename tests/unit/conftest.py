@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from d1ray import rng
-from d1ray.models import Dream, DreamConfig, LLaDA, LLaDAConfig, character_tokenizer, initialise, save_model
+from d1ray.models import Dream, DreamConfig, LLaDA, LLaDAConfig, character_tokenizer, initialise
 
 torch.set_num_threads(1)
 
@@ -114,25 +114,6 @@ def make_text_model(make_model, tokenizer):
         )
 
     return make
-
-
-@pytest.fixture(scope="session")
-def text_folder(tmp_path_factory, tokenizer) -> Path:
-    """A folder with a tiny model that speaks the character tokenizer's ids, called "tiny"."""
-    folder = tmp_path_factory.mktemp("served") / "tiny"
-    changes = {
-        "vocab_size": len(tokenizer),
-        "mask_token_id": tokenizer.mask_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.eos_token_id,
-        "max_sequence_length": 256,
-    }
-    model = initialise(LLaDA(replace(TINY, **changes)), 3).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight *= 20 if "wte" in name else 3 if "q_proj" in name or "attn_out" in name else 1
-    save_model(model, folder, tokenizer)
-    return folder
 
 
 @pytest.fixture(scope="session")
