@@ -72,7 +72,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         d_model=32,
         n_layers=2,
         n_heads=4,
-        mlp_hidden_size=48,
+        mlp_hidden_size=64,
         vocab_size=len(tokenizer),
         max_sequence_length=256,
         mask_token_id=tokenizer.mask_token_id,

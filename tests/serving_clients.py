@@ -42,8 +42,11 @@ class Report:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def requests(count: int, seed: int, longest: int = 48) -> list[dict[str, Any]]:
-    """Completion requests of random lengths and settings; the seed of each is its own."""
+def requests(count: int, seed: int, longest: int = 48, alike: bool = False) -> list[dict[str, Any]]:
+    """Completion requests of random lengths and settings; the seed of each is its own.
+
+    With ``alike`` decoding, cache and block length are the server's own, as most clients leave them.
+    """
     draw = random.Random(seed)
     made = []
     for place in range(count):
@@ -60,7 +63,7 @@ def requests(count: int, seed: int, longest: int = 48) -> list[dict[str, Any]]:
                 "max_tokens": draw.randint(1, longest),
                 "temperature": draw.choice([0.0, 0.5, 1.0]),
                 "seed": place,
-                "diffusion": options | {"block_length": draw.choice([8, 16])},
+                "diffusion": {} if alike else options | {"block_length": draw.choice([8, 16])},
             }
         )
     return made

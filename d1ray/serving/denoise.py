@@ -45,18 +45,19 @@ def denoise(rows: Sequence[Row]) -> list[Commit]:
 def _pass(row: Row) -> Hashable:
     """What rows have in common that share a forward pass."""
     keeps = row.config.cache != "none"
-    return row.weights, row.columns, row.config.block_length, keeps, row.window
+    return row.weights, row.columns, row.reach, keeps, row.window
 
 
 def _hidden(rows: Sequence[Row]) -> Tensor:
-    """Hidden states ``[R, K, d]`` that predict the rows' active blocks."""
+    """Hidden states ``[R, reach, d]`` that predict the rows' active blocks, and what may follow them."""
     first = rows[0]
     weights = first.weights
     tokens = weights.on_device(np.stack([row.tokens for row in rows]))
     # A mask is always given: whether there is one, too, must not depend on the rows beside.
     attended = weights.on_device(np.stack([row.attended for row in rows]))
     starts = weights.on_device(np.array([row.at for row in rows]))
-    at = starts[:, None] + torch.arange(first.config.block_length, device=starts.device)
+    at = starts[:, None] + torch.arange(first.reach, device=starts.device)
+    at = at.clamp(max=first.columns - 1)
     if first.config.cache == "none":
         return weights.model.hidden(tokens, attended, at=at)
     if first.window is None:
@@ -93,13 +94,17 @@ def _choose(rows: Sequence[Row], hidden: Tensor) -> list[Commit]:
 
     Args:
         rows: R rows with equal ``how``.
-        hidden: ``[R, K, d]``.
+        hidden: ``[R, K, d]``: K is their ``reach``, where shorter blocks are followed by what is not chosen.
     """
     weights, config = rows[0].weights, rows[0].config
-    length = config.block_length
-    blocks = np.stack([row.tokens[row.at : row.at + length] for row in rows])
-    masked = weights.on_device(blocks == rows[0].mask_id)  # [R, K]
+    length = rows[0].reach
+    still = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        block = row.config.block_length
+        still[i, :block] = row.tokens[row.at : row.at + block] == row.mask_id
+    masked = weights.on_device(still)  # [R, K]
     token_noise, position_noise = _uniforms(rows)
+    heat = weights.on_device(np.array([row.config.temperature for row in rows], np.float32))
     tokens, logps, confidence = [], [], []
     for start in range(0, len(rows), _chunk(weights, length)):
         chunk = slice(start, start + _chunk(weights, length))
@@ -108,7 +113,7 @@ def _choose(rows: Sequence[Row], hidden: Tensor) -> list[Commit]:
             _logits(weights, hidden[chunk], here),
             weights.model.config.mask_token_id,
             None if token_noise is None else token_noise[chunk][here],
-            config.temperature,
+            0.0 if token_noise is None else heat[chunk, None].expand_as(here)[here][:, None],
         )
         tokens.append(prediction.tokens)
         logps.append(prediction.logps)
@@ -124,7 +129,7 @@ def _choose(rows: Sequence[Row], hidden: Tensor) -> list[Commit]:
     proposed, probability = spread(tokens).cpu().numpy(), spread(logps).exp().cpu().numpy()
     return [
         Commit(
-            (np.flatnonzero(picked[i]) + row.block * length).tolist(),
+            (np.flatnonzero(picked[i]) + row.at - row.start).tolist(),
             proposed[i, picked[i]].tolist(),
             probability[i, picked[i]].tolist(),
         )
@@ -150,10 +155,12 @@ def _uniforms(rows: Sequence[Row]) -> tuple[Tensor | None, Tensor | None]:
     drawn = [uniforms for row in rows if (uniforms := row.uniforms()) is not None]
     if not drawn:
         return None, None
-    both = rows[0].weights.on_device(np.stack(drawn, axis=1))  # [1 or 2, R, K]
-    return both[0] if rows[0].config.temperature > 0 else None, (
-        both[-1] if len(both) == 2 or rows[0].config.temperature == 0 else None
-    )
+    padded = np.zeros((len(drawn[0]), len(rows), rows[0].reach))
+    for i, uniforms in enumerate(drawn):
+        padded[:, i, : uniforms.shape[1]] = uniforms
+    both = rows[0].weights.on_device(padded)  # [1 or 2, R, K]
+    greedy = rows[0].how.greedy
+    return None if greedy else both[0], both[-1] if greedy or len(both) == 2 else None
 
 
 def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:

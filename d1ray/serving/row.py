@@ -35,7 +35,7 @@ class Commit:
 class How:
     """The settings by which tokens and positions are chosen: rows with equal ones are chosen together."""
 
-    temperature: float
+    greedy: bool
     decoding: str
     limit: float  # of an adaptive decoding
     position_temperature: float
@@ -102,6 +102,12 @@ class Row:
         return self.start + self.block * self.config.block_length
 
     @property
+    def reach(self) -> int:
+        """Columns from ``at`` on whose predictions a full pass computes: blocks of like length share one."""
+        length = self.config.block_length
+        return length if self.window is not None else -(-length // 32) * 32
+
+    @property
     def entering(self) -> bool:
         """Whether the next step is the first of its block."""
         return self.step_in_block == 0
@@ -158,18 +164,18 @@ class Row:
 
 
 def width(length: int, context: int) -> int:
-    """Columns of a row of ``length`` tokens: rows of like length share a forward pass.
+    """Columns of a row of ``length`` tokens, of which there are few, so that rows share forward passes.
 
-    A multiple of a quarter of the power of two below, and of 16 at least: a quarter is padding at most. The
-    row's own length decides, never its neighbours'.
+    A power of two, or one and a half of it, 64 at least. The row's own length decides, never its neighbours'.
     """
-    step = max(16, 1 << max(0, length.bit_length() - 3))
-    return min(-(-length // step) * step, max(context, length))
+    power = max(64, 1 << (length - 1).bit_length())
+    columns = power * 3 // 4 if power > 64 and length <= power * 3 // 4 else power
+    return min(columns, max(context, length))
 
 
 def _how(config: SamplerConfig) -> How:
     return How(
-        config.temperature,
+        config.temperature == 0,
         config.decoding,
         getattr(config, config.decoding) if config.decoding in ADAPTIVE else 0.0,
         config.position_temperature if draws_positions(config) else 0.0,

@@ -2,14 +2,22 @@
 
 A matrix product of another shape may add up in another order. ``F.linear`` folds rows and columns into one
 product, whose shape changes with every row that joins; here each row is a product of its own, ``[L, d] x
-[d, n]``, of a batch of them. Everything else in the models (attention, norms, activations, softmax) works
-row by row or element by element as it is.
+[d, n]``, of a batch of them.
+
+Everything else in the models (attention, norms, softmax) works row by row or element by element as it is. One
+thing is in the way: PyTorch's SiLU rounds elements in the last, incomplete vector of a tensor otherwise than
+those before. Where its width is a multiple of ``LANES`` there is no such vector.
 
 Shapes: B rows, L columns, d width, n outputs.
 """
 
 import torch
 from torch import Tensor, nn
+
+from d1ray.errors import ModelError
+
+ACTIVATED = ("ff_proj", "gate_proj")  # the layers whose output goes through SiLU, of LLaDA and Dream
+LANES = 64  # at most so many elements are computed at once, in any type on any CPU
 
 
 class RowwiseLinear(nn.Linear):
@@ -26,7 +34,16 @@ def rowwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def make_rowwise(model: nn.Module) -> None:
-    """Has every linear layer of ``model`` compute rows by themselves; parameters and their names stay."""
-    for module in model.modules():
+    """Has every linear layer of ``model`` compute rows by themselves; parameters and their names stay.
+
+    Raises:
+        ModelError: a layer's width is not a multiple of ``LANES``.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(ACTIVATED) and module.out_features % LANES:
+            raise ModelError(
+                f"{name} has {module.out_features} outputs; completions can be exactly the same in any batch "
+                f"only where that is a multiple of {LANES}: set exact=false"
+            )
         if type(module) is nn.Linear:
             module.__class__ = RowwiseLinear

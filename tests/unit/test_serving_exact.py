@@ -7,6 +7,7 @@ import torch
 
 from d1ray.diffusion import SamplerConfig, sample
 from d1ray.diffusion.decoding import DECODINGS
+from d1ray.errors import ModelError
 from d1ray.serving.denoise import denoise
 from d1ray.serving.row import Row, width
 from d1ray.serving.rowwise import make_rowwise, rowwise_linear
@@ -19,9 +20,9 @@ CONTEXT = 256
 @pytest.fixture(params=["llada", "dream"])
 def weights(request, make_model, make_dream) -> Weights:
     if request.param == "llada":
-        model = make_model(2, eos_token_id=EOS, max_sequence_length=CONTEXT)
+        model = make_model(2, mlp_hidden_size=64, eos_token_id=EOS, max_sequence_length=CONTEXT)
     else:
-        model = make_dream(2, eos_token_id=EOS, max_position_embeddings=CONTEXT)
+        model = make_dream(2, intermediate_size=64, eos_token_id=EOS, max_position_embeddings=CONTEXT)
     return Weights(model, "v1")
 
 
@@ -121,10 +122,16 @@ def test_a_linear_layer_gives_a_row_the_same_bits_in_any_batch():
     assert list(layer.state_dict()) == ["weight", "bias"]
 
 
-def test_a_rows_width_wastes_a_quarter_at_most_and_never_leaves_the_context():
+def test_a_model_whose_activations_cannot_be_exact_is_refused(make_model):
+    with pytest.raises(ModelError, match="exact=false"):
+        Weights(make_model(mlp_hidden_size=48), "v1")
+    assert Weights(make_model(mlp_hidden_size=48), "v1", exact=False).version == "v1"
+
+
+def test_a_rows_width_is_one_of_few_and_never_leaves_the_context():
     for length in range(1, 2049):
         columns = width(length, 2048)
         assert length <= columns <= 2048
-        assert columns - length < max(16, length / 4 + 1)
-    assert len({width(length, 10**9) for length in range(256, 513)}) <= 6  # few widths, so rows share them
+        assert columns == 64 or columns * 2 <= 3 * length
+    assert {width(length, 10**9) for length in range(1, 513)} == {64, 96, 128, 192, 256, 384, 512}
     assert width(100, 100) == 100

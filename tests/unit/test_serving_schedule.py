@@ -12,7 +12,7 @@ EOS = 0
 
 @pytest.fixture
 def make_row(make_model):
-    weights = Weights(make_model(max_sequence_length=512), "v1")
+    weights = Weights(make_model(mlp_hidden_size=64, max_sequence_length=2048), "v1")
 
     def make(blocks: int, prompt: int = 4) -> Row:
         """A completion of so many blocks of 4, one token a step."""
@@ -38,9 +38,9 @@ def run(schedule: Schedule, until: Row, steps: int = 10_000) -> int:
 
 
 def test_rows_within_the_budget_are_denoised_together_and_the_rest_wait_in_order(make_row):
-    schedule = Schedule(batch_tokens=48, rows=10)
+    schedule = Schedule(batch_tokens=192, rows=10)
     rows = [make_row(2) for _ in range(5)]
-    assert [row.columns for row in rows] == [16] * 5
+    assert [row.columns for row in rows] == [64] * 5
     for row in rows:
         schedule.add(row)
     assert schedule.turn() == rows[:3]
@@ -48,7 +48,7 @@ def test_rows_within_the_budget_are_denoised_together_and_the_rest_wait_in_order
 
 
 def test_a_row_may_join_at_any_step(make_row):
-    schedule = Schedule(batch_tokens=48, rows=10)
+    schedule = Schedule(batch_tokens=192, rows=10)
     first, second = make_row(2), make_row(2)
     schedule.add(first)
     for row in list(schedule.turn()):
@@ -58,7 +58,7 @@ def test_a_row_may_join_at_any_step(make_row):
 
 
 def test_a_row_that_is_wider_than_the_budget_goes_alone(make_row):
-    schedule = Schedule(batch_tokens=32, rows=10)
+    schedule = Schedule(batch_tokens=64, rows=10)
     wide, narrow = make_row(2, prompt=100), make_row(2)
     schedule.add(wide)
     schedule.add(narrow)
@@ -81,7 +81,7 @@ def test_a_short_row_waits_for_one_block_of_the_long_ones_at_most(make_row):
 
 
 def test_long_rows_are_not_overtaken_for_ever_by_short_ones(make_row):
-    schedule = Schedule(batch_tokens=32, rows=1000)
+    schedule = Schedule(batch_tokens=64, rows=1000)
     long = make_row(8, prompt=2)
     schedule.add(long)
     steps = 0
@@ -95,7 +95,7 @@ def test_long_rows_are_not_overtaken_for_ever_by_short_ones(make_row):
 
 
 def test_everybody_who_waits_gets_through(make_row):
-    schedule = Schedule(batch_tokens=64, rows=100)
+    schedule = Schedule(batch_tokens=256, rows=100)
     rows = [make_row(1 + place % 7, prompt=1 + 5 * place) for place in range(30)]
     for row in rows:
         schedule.add(row)
@@ -106,7 +106,7 @@ def test_everybody_who_waits_gets_through(make_row):
 
 
 def test_rows_may_be_given_up_wherever_they_are(make_row):
-    schedule = Schedule(batch_tokens=16, rows=2)
+    schedule = Schedule(batch_tokens=64, rows=2)
     active, waiting = make_row(2), make_row(2)
     schedule.add(active)
     schedule.add(waiting)
