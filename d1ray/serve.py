@@ -75,12 +75,12 @@ class Replica:
 class Replicas:
     """All replicas as one ``Backend``.
 
-    Args:
-        exact: whether a completion made again is the same for certain, so that it may go on half-way.
+    A completion whose replica dies is made again by another; once a part of its text is out, only where it is
+    sure to be the same.
     """
 
-    def __init__(self, handle: DeploymentHandle, exact: bool):
-        self.handle, self.exact = handle, exact
+    def __init__(self, handle: DeploymentHandle):
+        self.handle = handle
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Progress, None]:
         given, version = 0, ""
@@ -92,7 +92,7 @@ class Replicas:
                         place += 1
                         if given <= 1:  # nothing of the text is out yet
                             version = step.version
-                        elif step.version != version or not self.exact:
+                        elif step.version != version or not step.exact:
                             raise Unavailable
                         if place > given:
                             given = place
@@ -142,9 +142,7 @@ def build(settings: ServeConfig) -> serve.Application:
         folder = model_folder(settings.model)
         handle = serve.get_deployment_handle(Replica.__name__)
         asking = Asking(settings, load_tokenizer(folder), read_config(folder))
-        return create_app(
-            settings, asking, Replicas(handle, settings.exact), read_keys(settings.api_key_file)
-        )
+        return create_app(settings, asking, Replicas(handle), read_keys(settings.api_key_file))
 
     wanted, rows = settings.replicas, settings.limits.rows
     replica = serve.deployment(

@@ -62,9 +62,10 @@ class ServeConfig(Strict):
     model: LocalOrHub = Field(description="a model folder, checkpoint, run folder or hub id")
     name: str | None = Field(None, min_length=1, description="what requests call it; default: the folder's")
     precision: Literal["fp32", "bf16"] = "fp32"
-    exact: bool = Field(
-        True,
-        description="a completion is the same, bit for bit, whatever it is batched with; see docs/serving.md",
+    exact: bool | None = Field(
+        None,
+        description="a completion is the same, bit for bit, whatever it is batched with; null: where that "
+        "costs little, on the CPU; see docs/serving.md",
     )
     follow: bool = Field(
         False, description="`model` is a run: serve its newest checkpoint, whenever there is one"

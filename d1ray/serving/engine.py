@@ -46,6 +46,7 @@ class Ticket:
         self.sent += len(text)
         return Progress(
             self.row.weights.version,
+            self.row.weights.exact,
             text,
             step,
             self.row.finish,

@@ -51,6 +51,7 @@ class Progress:
 
     Attributes:
         version: of the weights.
+        exact: whether all this holds to the last bit, whatever else is denoised meanwhile.
         text: what has become final since the last progress.
         step: the denoising step, where events are wanted.
         finish: "stop" or "length" at the end; None before.
@@ -60,6 +61,7 @@ class Progress:
     """
 
     version: str
+    exact: bool = True
     text: str = ""
     step: Step | None = None
     finish: str | None = None

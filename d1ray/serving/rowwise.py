@@ -14,8 +14,6 @@ Shapes: B rows, L columns, d width, n outputs.
 import torch
 from torch import Tensor, nn
 
-from d1ray.errors import ModelError
-
 ACTIVATED = ("ff_proj", "gate_proj")  # the layers whose output goes through SiLU, of LLaDA and Dream
 LANES = 64  # at most so many elements are computed at once, in any type on any CPU
 
@@ -33,17 +31,19 @@ def rowwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return product if bias is None else product + bias
 
 
-def make_rowwise(model: nn.Module) -> None:
-    """Has every linear layer of ``model`` compute rows by themselves; parameters and their names stay.
-
-    Raises:
-        ModelError: a layer's width is not a multiple of ``LANES``.
-    """
+def rowwise_fault(model: nn.Module) -> str | None:
+    """Why rows of ``model`` cannot be made independent of each other; None where they can."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(ACTIVATED) and module.out_features % LANES:
-            raise ModelError(
+            return (
                 f"{name} has {module.out_features} outputs; completions can be exactly the same in any batch "
-                f"only where that is a multiple of {LANES}: set exact=false"
+                f"only where that is a multiple of {LANES}: leave exact out, or at false"
             )
+    return None
+
+
+def make_rowwise(model: nn.Module) -> None:
+    """Has every linear layer of ``model`` compute rows by themselves; parameters and their names stay."""
+    for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = RowwiseLinear

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from d1ray.errors import ModelError
 from d1ray.models import DiffusionLM, check_weights, load_model
-from d1ray.serving.rowwise import make_rowwise
+from d1ray.serving.rowwise import make_rowwise, rowwise_fault
 
 SAMPLED = 64 * 1024  # bytes of each end of a file that a version takes in
 
@@ -21,15 +22,27 @@ class Weights:
 
     Args:
         version: tells these weights from others, for clients.
-        exact: rows give the same bits whatever they are batched with (``d1ray.serving.rowwise``).
+        asked: whether rows give the same bits whatever they are batched with (``d1ray.serving.rowwise``).
+            None: on the CPU, where the model allows it. On a GPU every row's product would read the weights
+            again, which is what batching saves.
+
+    Attributes:
+        exact: whether they do.
+
+    Raises:
+        ModelError: it is asked for, and the model does not allow it.
     """
 
     model: DiffusionLM
     version: str
-    exact: bool = True
+    asked: bool | None = None
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
+        fault = rowwise_fault(self.model)
+        if self.asked and fault is not None:
+            raise ModelError(fault)
+        self.exact = fault is None and self.device.type == "cpu" if self.asked is None else self.asked
         if self.exact:
             make_rowwise(self.model)
 
@@ -38,7 +51,7 @@ class Weights:
         return torch.from_numpy(array).to(self.device)
 
 
-def load_weights(folder: Path, precision: str, exact: bool, version: str | None = None) -> Weights:
+def load_weights(folder: Path, precision: str, exact: bool | None, version: str | None = None) -> Weights:
     """Loads a model folder, hub id or PEFT folder onto the GPU, if there is one.
 
     Args:

@@ -25,9 +25,7 @@ def make_engine(make_text_model, tokenizer):
     engines = []
 
     def make(seed: int = 0, **limits) -> Engine:
-        engines.append(
-            Engine(Weights(make_text_model(seed), f"v{seed}", exact=False), tokenizer, LimitsConfig(**limits))
-        )
+        engines.append(Engine(Weights(make_text_model(seed), f"v{seed}"), tokenizer, LimitsConfig(**limits)))
         return engines[-1]
 
     yield make
@@ -52,9 +50,10 @@ async def idle(engine: Engine) -> None:
 
 
 def test_progress_begins_with_acceptance_and_ends_with_a_reason(make_engine):
-    steps = asyncio.run(all_of(make_engine(), generation()))
+    engine = make_engine()
+    steps = asyncio.run(all_of(engine, generation()))
     assert len(steps) == 2
-    assert steps[0] == Progress("v0", seconds=steps[0].seconds)
+    assert steps[0] == Progress("v0", exact=engine.weights.exact, seconds=steps[0].seconds)
     assert steps[1].finish in ("stop", "length") and steps[1].text
 
 
@@ -129,7 +128,7 @@ def test_weights_change_between_completions_never_within_one(make_engine, make_t
         async with aclosing(engine.generate(generation(32, events=True))) as steps:
             await anext(steps)
             await anext(steps)
-            engine.swap(Weights(make_text_model(1), "v1", exact=False))
+            engine.swap(Weights(make_text_model(1), "v1"))
             beside = asyncio.create_task(last_of(engine, generation(32)))
             async for step in steps:
                 assert step.version == "v0"

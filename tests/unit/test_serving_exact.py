@@ -122,10 +122,12 @@ def test_a_linear_layer_gives_a_row_the_same_bits_in_any_batch():
     assert list(layer.state_dict()) == ["weight", "bias"]
 
 
-def test_a_model_whose_activations_cannot_be_exact_is_refused(make_model):
-    with pytest.raises(ModelError, match="exact=false"):
-        Weights(make_model(mlp_hidden_size=48), "v1")
-    assert Weights(make_model(mlp_hidden_size=48), "v1", exact=False).version == "v1"
+def test_exactness_is_refused_where_it_is_asked_for_and_the_activations_do_not_allow_it(make_model):
+    with pytest.raises(ModelError, match="48 outputs"):
+        Weights(make_model(mlp_hidden_size=48), "v1", True)
+    assert not Weights(make_model(mlp_hidden_size=48), "v1").exact
+    assert Weights(make_model(mlp_hidden_size=64), "v1").exact
+    assert not Weights(make_model(mlp_hidden_size=64), "v1", False).exact
 
 
 def test_a_rows_width_is_one_of_few_and_never_leaves_the_context():

@@ -34,7 +34,7 @@ def save(run_folder, make_text_model, tokenizer):
 
 @pytest.fixture
 def config(run_folder) -> ServeConfig:
-    return ServeConfig(model=run_folder, follow=True, follow_every_s=0.05, exact=False)
+    return ServeConfig(model=run_folder, follow=True, follow_every_s=0.05)
 
 
 def test_the_newest_checkpoint_that_is_whole_is_served(config, save):
