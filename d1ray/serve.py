@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, HTTPOptions
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Gauge
 
@@ -98,6 +98,8 @@ class Replicas:
                             given = place
                             yield step
                 return
+            except RequestCancelledError:  # the client left
+                raise
             except LOST as error:
                 logger.warning("a generation was lost (%s), try %d", type(error).__name__, attempt + 1)
                 await asyncio.sleep(0.1 * 2**attempt)
@@ -191,7 +193,9 @@ def run(config: ServeConfig) -> None:
                 print(f"serving {config.served_name} at http://{config.host}:{config.port}", flush=True)
             ending.wait()
         finally:
-            serve.shutdown()
+            serve.delete(APPLICATION)
+            if not serve.status().applications:  # on a shared cluster others may be served beside it
+                serve.shutdown()
 
 
 def _check_room(config: ServeConfig) -> None:
