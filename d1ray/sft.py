@@ -26,6 +26,7 @@ from d1ray.sft_model import resumable
 from d1ray.sft_worker import train_worker
 
 WORKER_DEATHS = 3  # after so many the run ends; its checkpoints are kept
+HANGS = 3  # deadlines: one to notice a worker that hangs, two to start all of them again
 
 
 def train_phases(
@@ -116,7 +117,7 @@ def follow(
     """Shows and logs the workers' rows until ``fitting`` ends; passes an interrupt on to them.
 
     Raises:
-        RunFailed: no row came for twice ``deadline_s``, in which a worker that hangs is noticed and replaced.
+        RunFailed: no row came for ``HANGS`` times ``deadline_s``.
     """
     by_number = {phase.number: phase for phase in phases}
     shown = step = -1
@@ -154,9 +155,9 @@ def follow(
                 return
             if interrupt():
                 bulletin.stop.remote()
-            if time.monotonic() - last_row > 2 * deadline_s:
+            if time.monotonic() - last_row > HANGS * deadline_s:
                 raise RunFailed(
-                    f"{position()}: no step by Ray Train's workers for {2 * deadline_s:g} s (twice "
-                    f"cluster.deadline_s); they wait for resources, or hang"
+                    f"{position()}: no step by Ray Train's workers for {HANGS * deadline_s:g} s "
+                    f"({HANGS} times cluster.deadline_s); they wait for resources, or hang"
                 )
             fitting.join(0.3)

@@ -14,6 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,7 +40,7 @@ def pytest_report_header() -> str:
     return f"d1ray: {Path(d1ray.__path__[0]).parent}"
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that use Ray, and run the fast ones first: a stable sort puts the marked ones last."""
     for item in items:
@@ -161,6 +162,25 @@ def no_process_left_behind() -> Iterator[None]:
     for process in alive:
         process.kill()
     assert not left, "still running 20 s after the last Ray test:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Callable[..., list[Any]]:
+    """``processes(title, pid)``: those below ``pid``, this process by default, whose title begins so.
+
+    Ray gives its workers titles: ``ray::Generator`` when idle, ``ray::Generator.generate`` in a call.
+    """
+    import psutil
+
+    def found(title: str, pid: int | None = None) -> list[psutil.Process]:
+        titled = []
+        for process in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                if " ".join(process.cmdline()).startswith(title):
+                    titled.append(process)
+        return titled
+
+    return found
 
 
 @pytest.fixture(scope="session")

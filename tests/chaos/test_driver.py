@@ -7,9 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -31,25 +30,21 @@ def steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
-def at_work(process: subprocess.Popen[Any], title: str) -> bool:
-    """Whether a process below ``process`` has a title that begins so."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.Error):
-            if " ".join(child.cmdline()).startswith(title):
-                return True
-    return False
-
-
 def signalled(
-    command: list[str], environment: dict[str, str], run: Path, after: int, number: int, title: str = ""
+    command: list[str],
+    environment: dict[str, str],
+    run: Path,
+    after: int,
+    number: int,
+    due: Callable[[int], object] = lambda pid: True,
 ) -> tuple[int, str]:
     """The exit status and the errors printed of a command that gets a signal once step ``after`` is logged
-    and, where a ``title`` is given, a process of that title is at work."""
+    and a signal is ``due``, as its process id tells."""
     group = number == signal.SIGKILL  # nobody is left to end what the driver has started
     with (run.parent / "errors.txt").open("w+") as errors:
         process = subprocess.Popen(command, env=environment, stderr=errors, start_new_session=True)
         deadline = time.monotonic() + 300
-        while after not in steps(run) or (title and not at_work(process, title)):
+        while after not in steps(run) or not due(process.pid):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         (os.killpg if group else os.kill)(process.pid, number)
@@ -94,7 +89,10 @@ def test_a_terminated_and_a_killed_driver_leave_a_run_that_ends_in_the_same_bits
 
 @pytest.mark.timeout(900)
 def test_a_step_that_outlasts_the_grace_is_given_up_and_done_again_in_the_same_bits(
-    environment: dict[str, str], small_run: Callable[..., list[str]], tmp_path: Path
+    environment: dict[str, str],
+    small_run: Callable[..., list[str]],
+    processes: Callable[..., list[psutil.Process]],
+    tmp_path: Path,
 ) -> None:
     def command(name: str) -> list[str]:
         long_steps = ["rl.steps=2", "rl.mu=20", "rl.optimizer.learning_rate=1e-5", "cluster.grace_s=0.02"]
@@ -102,7 +100,7 @@ def test_a_step_that_outlasts_the_grace_is_given_up_and_done_again_in_the_same_b
         return [sys.executable, "-m", "d1ray", "train", "sudoku-tiny", *run]
 
     run = tmp_path / "disturbed"
-    learning = "ray::Learner.learn"
+    learning = partial(processes, "ray::Learner.learn")
     status, errors = signalled(command("disturbed"), environment, run, 1, signal.SIGTERM, learning)
     assert status == 143, errors
     done = steps(run)[-1]

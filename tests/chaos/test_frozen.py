@@ -12,18 +12,11 @@ import psutil
 DEADLINE_S = 30
 
 
-def bulletin_of(command: psutil.Process) -> psutil.Process | None:
-    for process in command.children(recursive=True):
-        try:
-            if process.cmdline()[0].startswith("ray::Bulletin"):
-                return process
-        except (psutil.Error, IndexError):  # it has just ended
-            continue
-    return None
-
-
 def test_a_bulletin_that_hangs_is_named(
-    no_process_left_behind: None, small_run: Callable[..., list[str]], tmp_path: Path
+    no_process_left_behind: None,
+    small_run: Callable[..., list[str]],
+    processes: Callable[..., list[psutil.Process]],
+    tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
     section = "sft={steps: 100000, batch_size: 8, examples: 6}"
@@ -40,8 +33,7 @@ def test_a_bulletin_that_hangs_is_named(
     while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.1)
-    bulletin = bulletin_of(psutil.Process(process.pid))
-    assert bulletin is not None
+    (bulletin,) = processes("ray::Bulletin", process.pid)
     bulletin.suspend()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1, said

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ from d1ray.config import Config
 from d1ray.interrupt import Interrupted
 
 ConfigOf: TypeAlias = Callable[..., Config]
+Processes: TypeAlias = Callable[..., list[psutil.Process]]
 Weights: TypeAlias = dict[str, torch.Tensor]
 Reinforced: TypeAlias = Callable[..., Weights]
 
@@ -40,19 +42,21 @@ def losses(run: Path) -> list[float]:
 
 @contextmanager
 def killing(
-    run: Path, title: str, every: bool, after_lines: int, number: int = signal.SIGKILL
+    run: Path,
+    titled: Callable[[], list[psutil.Process]],
+    every: bool,
+    after_lines: int,
+    number: int = signal.SIGKILL,
 ) -> Iterator[list[int]]:
-    """Sends a signal to one process, or ``every`` one, whose title begins with ``title``, once so many lines
-    of metrics are there."""
+    """Sends a signal to one of the processes ``titled`` so, or to ``every`` one, once so many lines of
+    metrics are there."""
     killed: list[int] = []
     over = threading.Event()
 
     def watch() -> None:
         while not over.is_set() and not killed:
             if steps_done(run) >= after_lines:
-                at_work = [
-                    p for p in psutil.Process().children(recursive=True) if _title(p).startswith(title)
-                ]
+                at_work = titled()
                 for process in at_work if every else at_work[-1:]:
                     process.send_signal(number)
                     killed.append(process.pid)
@@ -65,13 +69,6 @@ def killing(
     finally:
         over.set()
         watcher.join(timeout=60)
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +133,7 @@ def test_a_killed_actor_changes_no_bit(
     undisturbed: Weights,
     config_of: ConfigOf,
     reinforced: Reinforced,
+    processes: Processes,
     tmp_path: Path,
     title: str,
     every: bool,
@@ -143,7 +141,7 @@ def test_a_killed_actor_changes_no_bit(
 ) -> None:
     run = tmp_path / "run"
     config = config_of(run, *TWO_RANKS, "cluster.generators=2")
-    with killing(run, title, every, after_lines) as killed:
+    with killing(run, partial(processes, title), every, after_lines) as killed:
         weights = reinforced(config)
     assert killed
     assert identical(weights, undisturbed)
@@ -156,20 +154,29 @@ def test_a_killed_actor_changes_no_bit(
 
 
 def test_a_frozen_learner_rank_is_replaced_after_the_deadline(
-    undisturbed: Weights, config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path
+    undisturbed: Weights,
+    config_of: ConfigOf,
+    reinforced: Reinforced,
+    processes: Processes,
+    tmp_path: Path,
 ) -> None:
     config = config_of(tmp_path / "run", *TWO_RANKS, "cluster.generators=2", "cluster.deadline_s=25")
-    with killing(tmp_path / "run", "ray::Learner.learn", False, 2, signal.SIGSTOP) as frozen:
+    learning = partial(processes, "ray::Learner.learn")
+    with killing(tmp_path / "run", learning, False, 2, signal.SIGSTOP) as frozen:
         weights = reinforced(config)
     assert len(frozen) == 1 and not psutil.pid_exists(frozen[0])
     assert identical(weights, undisturbed)
 
 
 def test_a_killed_rank_of_a_colocated_run_changes_no_bit(
-    undisturbed: Weights, config_of: ConfigOf, reinforced: Reinforced, tmp_path: Path
+    undisturbed: Weights,
+    config_of: ConfigOf,
+    reinforced: Reinforced,
+    processes: Processes,
+    tmp_path: Path,
 ) -> None:
     config = config_of(tmp_path / "run", *TWO_RANKS, "cluster.generators=2", "cluster.colocated=true")
-    with killing(tmp_path / "run", "ray::Learner.learn", False, 2) as killed:
+    with killing(tmp_path / "run", partial(processes, "ray::Learner.learn"), False, 2) as killed:
         weights = reinforced(config)
     assert killed
     assert identical(weights, undisturbed)

@@ -33,23 +33,13 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def actors(kind: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.cmdline()[0].startswith(f"ray::{kind}"):
-                found.append(process)
-        except (psutil.Error, IndexError):
-            continue
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(560)
 def test_a_run_survives_twenty_random_kills_and_learns_from_every_group_once(
     ray_cluster: None,
     config_of: Callable[..., Config],
     reinforced: Callable[..., object],
+    processes: Callable[..., list[psutil.Process]],
     tmp_path: Path,
 ) -> None:
     run, draw, over = tmp_path / "run", random.Random(0), threading.Event()
@@ -60,7 +50,7 @@ def test_a_run_survives_twenty_random_kills_and_learns_from_every_group_once(
         while len(kills) < KILLS and not over.is_set():
             over.wait(draw.uniform(0.3, 1.5))
             (kind,) = draw.choices(list(KINDS), list(KINDS.values()))
-            alive, before = actors(kind), len(lines(run))
+            alive, before = processes(f"ray::{kind}"), len(lines(run))
             if not alive or not before:
                 continue
             draw.choice(alive).kill()

@@ -31,7 +31,7 @@ def environment(ray_tmpdir: Path) -> dict[str, str]:
     return inherited | {"PATH": path, "RAY_TMPDIR": str(ray_tmpdir)}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     def port() -> int:
         with socket.socket() as listener:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from actors.learner_gang import LearnerGang
+from actors.policy import PolicyRef
 from d1ray.config import Config
 
 ConfigOf = Callable[..., Config]
@@ -61,6 +62,7 @@ def test_a_generator_that_does_not_receive_changes_nothing_but_the_time(
     without: Weights,
     config_of: ConfigOf,
     reinforced: Callable[..., Weights],
+    processes: Callable[..., list[psutil.Process]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -68,30 +70,27 @@ def test_a_generator_that_does_not_receive_changes_nothing_but_the_time(
 ) -> None:
     """It is hit while it is idle, at the end of the second step, as a member of a circle that has met."""
     hit: list[psutil.Process] = []
-    learn = LearnerGang.learn
+    learn, publish = LearnerGang.learn, LearnerGang.publish
 
     def learn_and_hit(self: LearnerGang, *arguments: Any) -> dict[str, float]:
         metrics = learn(self, *arguments)
         if arguments[1] == 1:
-            generators = [
-                process
-                for process in psutil.Process().children(recursive=True)
-                if process.cmdline()[:1] == ["ray::Generator"]
-            ]
+            generators = processes("ray::Generator")
             assert len(generators) == 2
             hit.append(generators[0])
             generators[0].send_signal(number)
         return metrics
 
-    def thaw() -> bool:
-        """Asked while rollouts are waited for, as an interrupt, which it never is."""
+    def publish_and_thaw(self: LearnerGang, *arguments: Any) -> PolicyRef:
+        policy = publish(self, *arguments)
         if hit and number == signal.SIGSTOP:
             hit[0].resume()
-        return False
+        return policy
 
     monkeypatch.setattr(LearnerGang, "learn", learn_and_hit)
+    monkeypatch.setattr(LearnerGang, "publish", publish_and_thaw)
     config = config_of(tmp_path / "run", *SETTINGS, "cluster.broadcast=true", "rl.validate_every=3")
-    assert identical(reinforced(config, thaw), without)
+    assert identical(reinforced(config), without)
     assert hit
     assert [row["broadcast_failures"] for row in rows(tmp_path / "run")[1:]] == [0, 1, 1]
     assert "a broadcast of the weights failed (" in capsys.readouterr().out

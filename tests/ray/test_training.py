@@ -6,7 +6,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -47,6 +48,7 @@ def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 ConfigOf: TypeAlias = Callable[..., Config]
 Reinforced: TypeAlias = Callable[..., dict[str, torch.Tensor]]
+Processes: TypeAlias = Callable[..., list[psutil.Process]]
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +215,7 @@ def test_killed_actors_are_replaced_with_bit_identical_weights(
     two_steps: dict[str, Any],
     config_of: ConfigOf,
     reinforced: Reinforced,
+    processes: Processes,
     tmp_path: Path,
     victim: str,
     generators: int,
@@ -225,10 +228,9 @@ def test_killed_actors_are_replaced_with_bit_identical_weights(
         metrics = tmp_path / "run" / "metrics.jsonl"
         while not kills and not over.is_set():
             if metrics.exists() and metrics.stat().st_size:
-                for process in psutil.Process().children(recursive=True):
-                    if not kills and " ".join(process.cmdline()).startswith(f"ray::{victim}"):
-                        process.kill()
-                        kills.append(process.pid)
+                for process in processes(f"ray::{victim}")[:1]:
+                    process.kill()
+                    kills.append(process.pid)
             time.sleep(0.005)
 
     killer = threading.Thread(target=kill_one_at_work)
@@ -313,7 +315,7 @@ def test_overlapped_runs_with_per_completion_masks_do_not_depend_on_the_number_o
 
 @pytest.mark.parametrize("kind", ["Generator", "Scorer"])
 def test_an_actor_that_hangs_is_killed_after_the_deadline_and_its_group_done_again(
-    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path, kind: str
+    ray_cluster: None, processes: Processes, config_of: ConfigOf, start: Path, tmp_path: Path, kind: str
 ) -> None:
     config = config_of(tmp_path / "run", "cluster.generators=1")
     tokenizer = load_tokenizer(start)
@@ -321,12 +323,12 @@ def test_an_actor_that_hangs_is_killed_after_the_deadline_and_its_group_done_aga
     with closing(Pools(config, start)) as pools:
         prompts = held_out_prompts(tokenizer, examples, config.data.max_prompt_length)
         expected = evaluate(pools, policy_of_folder(start), prompts, config)  # all are up
-        stopped = [p for p in psutil.Process().children(recursive=True) if f"ray::{kind}" in p.cmdline()[0]]
+        stopped = processes(f"ray::{kind}")
         assert stopped
         for process in stopped:
             process.suspend()
         # The deadline has to leave time to start another one.
-        buffer = RolloutBuffer(pools.generators, pools.scorers, slots=1, deadline_s=12)
+        buffer = RolloutBuffer(pools.generators, pools.scorers, slots=1, deadline_s=25)
         buffer.start(Request(tuple(prompts), 1, config.evaluation.sampling, 0), policy_of_folder(start))
         (call,) = buffer.take(1)
         assert (buffer.killed, buffer.reissued, call.lost) == (1, 1, 1)
@@ -334,7 +336,7 @@ def test_an_actor_that_hangs_is_killed_after_the_deadline_and_its_group_done_aga
 
 
 def test_a_slow_generator_gets_less_work_and_holds_up_nobody(
-    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path
+    ray_cluster: None, processes: Processes, config_of: ConfigOf, start: Path, tmp_path: Path
 ) -> None:
     """One of two stands still while the other one does all groups but those that it had been given."""
     config, groups = config_of(tmp_path / "run", "cluster.generators=2"), 12
@@ -344,8 +346,7 @@ def test_a_slow_generator_gets_less_work_and_holds_up_nobody(
         expected = evaluate(pools, policy_of_folder(start), prompts, config).texts
         ray.get([actor.__ray_ready__.remote() for actor in pools.generators.actors], timeout=60)
         pools.generators.refresh()
-        children = psutil.Process().children(recursive=True)
-        slow = next(process for process in children if "ray::Generator" in process.cmdline()[0])
+        slow = processes("ray::Generator")[0]
         slow.suspend()
         buffer = RolloutBuffer(pools.generators, pools.scorers, slots=groups, deadline_s=120)
         for prompt in prompts:
@@ -362,17 +363,14 @@ def test_a_slow_generator_gets_less_work_and_holds_up_nobody(
     assert buffer.reissued == buffer.killed == 0
 
 
-def frozen(title: str, over: threading.Event) -> threading.Thread:
-    """Stops every process whose title begins so, whenever there is one, until ``over``."""
+def frozen(titled: Callable[[], list[psutil.Process]], over: threading.Event) -> threading.Thread:
+    """Stops every process that is ``titled`` so, whenever there is one, until ``over``."""
 
     def freeze() -> None:
         while not over.wait(0.01):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    if process.status() != psutil.STATUS_STOPPED and process.cmdline()[0].startswith(title):
-                        process.suspend()
-                except (psutil.Error, IndexError):  # it has just ended
-                    continue
+            for process in titled():
+                with suppress(psutil.Error):  # it has just ended
+                    process.suspend()
 
     freezing = threading.Thread(target=freeze)
     freezing.start()
@@ -397,6 +395,7 @@ def frozen(title: str, over: threading.Event) -> threading.Thread:
 )
 def test_a_generator_that_always_hangs_ends_the_wait_with_its_group_and_state(
     ray_cluster: None,
+    processes: Processes,
     config_of: ConfigOf,
     start: Path,
     tmp_path: Path,
@@ -408,7 +407,7 @@ def test_a_generator_that_always_hangs_ends_the_wait_with_its_group_and_state(
     config, over = config_of(tmp_path / "run", "cluster.generators=1"), threading.Event()
     examples = open_data(config.task, None, 0).examples("validation", 2)
     prompts = held_out_prompts(load_tokenizer(start), examples, config.data.max_prompt_length)
-    freezing = frozen(title, over)
+    freezing = frozen(partial(processes, title), over)
     try:
         with closing(Pools(config, start)) as pools:
             buffer = RolloutBuffer(pools.generators, pools.scorers, slots=1, deadline_s=3)

@@ -33,11 +33,12 @@ CASES = [  # algorithm, tokens, whether an adapter is trained, whether an older 
     ("diffu_grpo", 60, False, True),
     ("espo", 1, False, True),
 ]
-FEW = [  # offloaded, and in bf16
+FEW = [  # more ranks, offloaded, and in bf16
     ("diffu_grpo", 60, False, False),
     ("espo", 60, False, False),
     ("diffu_grpo", 60, True, False),
 ]
+WORLDS = {2: CASES, 6: FEW}  # uneven, and more ranks than groups
 
 
 def config_of(name, tokens, lora, stale):
@@ -140,18 +141,17 @@ def folder(tmp_path_factory, tokenizer):
 def results(folder, tmp_path_factory, start_ranks):
     out = tmp_path_factory.mktemp("out")
     ways = {sharded: {"sharded": sharded} for sharded in (False, True)}
-    for world in (2, 6):  # uneven, and more ranks than groups
-        start_ranks(rank_main, world, folder, out, CASES, ways)
+    for world, cases in WORLDS.items():
+        start_ranks(rank_main, world, folder, out, cases, ways)
     return {file.stem: torch.load(file) for file in out.glob("*.pt")}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-@pytest.mark.parametrize("world", [2, 6])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("world", "case"), [(w, case) for w in WORLDS for case in WORLDS[w]], ids=str)
 def test_ranks_learn_as_one_process(results, folder, case, world, sharded):
-    one, many = learned(folder, case, False), results[f"{world}-{CASES.index(case)}-{sharded}"]
+    one, many = learned(folder, case, False), results[f"{world}-{WORLDS[world].index(case)}-{sharded}"]
     assert 0 < one["metrics"].get("importance_truncated", 0.5) < 1
     assert many["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
     assert many["means"] == pytest.approx(one["means"], rel=1e-4, abs=1e-6)
@@ -181,7 +181,7 @@ def ways(folder, tmp_path_factory, start_ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_offloaded_ranks_and_those_that_moved_learn_the_same(ways, folder, case):
     i = FEW.index(case)
@@ -196,7 +196,7 @@ def test_offloaded_ranks_and_those_that_moved_learn_the_same(ways, folder, case)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_sharded_ranks_in_bf16_learn_as_one_process_up_to_its_rounding(ways, folder, case):
     one, many = learned(folder, case, False, bf16=True), ways[f"2-{FEW.index(case)}-bf16"]

@@ -61,10 +61,10 @@ def example(task):
 )
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
 def test_garbage_scores_nothing_and_quickly(task, example, garbage, tags):
-    started = time.perf_counter()
+    started = time.process_time()
     score = task.score(example, tags[0] + garbage + tags[1])
     assert (score.reward, score.partial, score.correct, score.formatted) == (0.0, 0.0, False, False)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 2  # of work, whatever else runs
 
 
 def test_random_text_never_raises_and_scores_within_bounds(task, example):
