@@ -1,7 +1,6 @@
 """The API: OpenAI's endpoints for one served model, a page to try it, health and metrics."""
 
 import asyncio
-import mimetypes
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -36,12 +35,13 @@ from d1ray.serving.traffic import Counting, Traffic
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 VERSION = "x-d1ray-version"  # the weights', on every answer
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503)
@@ -213,7 +213,7 @@ def _page_file(name: str) -> Response:
     }
     if name not in files:
         raise ApiError(404, "there is no such file")
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    kind = PAGE_TYPES.get(Path(name).suffix, "application/octet-stream")
     return Response(files[name](), media_type=kind, headers=PAGE_HEADERS)
 
 
