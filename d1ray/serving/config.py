@@ -91,6 +91,15 @@ class ServeConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_thread_where_exact(self) -> Self:
+        if self.exact and self.threads > 1 and not self.replicas.gpus:
+            raise ValueError(
+                f"threads={self.threads} share the work by its size, and round otherwise with every batch; "
+                "leave exact out, or threads at 1"
+            )
+        return self
+
     @property
     def served_name(self) -> str:
         """What requests call the model."""

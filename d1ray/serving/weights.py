@@ -23,8 +23,9 @@ class Weights:
     Args:
         version: tells these weights from others, for clients.
         asked: whether rows give the same bits whatever they are batched with (``d1ray.serving.rowwise``).
-            None: on the CPU, where the model allows it. On a GPU every row's product would read the weights
-            again, which is what batching saves.
+            None: on the CPU with one thread, where the model allows it. More threads share the work by its
+            size, which changes with the batch; on a GPU every row's product would read the weights again,
+            which is what batching saves.
 
     Attributes:
         exact: whether they do.
@@ -42,7 +43,8 @@ class Weights:
         fault = rowwise_fault(self.model)
         if self.asked and fault is not None:
             raise ModelError(fault)
-        self.exact = fault is None and self.device.type == "cpu" if self.asked is None else self.asked
+        cheap = fault is None and self.device.type == "cpu" and torch.get_num_threads() == 1
+        self.exact = cheap if self.asked is None else self.asked
         if self.exact:
             make_rowwise(self.model)
 

@@ -37,13 +37,14 @@ def test_keys_are_lines(tmp_path):
         ("replicas={min: 3, max: 2}", "replicas.min=3 is more than replicas.max=2"),
         ("sampling.cfg_scale=1", "guidance is not served"),
         ("sampling.block_length=7", "does not divide"),
+        ("exact=true;threads=2", "threads=2 share the work by its size"),
         ("precision=fp8", "'fp32' or 'bf16'"),
         ("port=70000", "65535"),
     ],
 )
 def test_a_wrong_setting_is_a_line_that_says_what_is_right(override, said):
     with pytest.raises(ConfigError) as caught:
-        serve_config(Path("m"), [override])
+        serve_config(Path("m"), override.split(";"))
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
