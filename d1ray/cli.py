@@ -1,5 +1,5 @@
 """The command line:
-``d1ray train | sft | evaluate | score | harness | report | export | doctor | recipes``."""
+``d1ray train | sft | evaluate | score | harness | serve | report | export | doctor | recipes``."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from d1ray.evaluation_config import (
 )
 from d1ray.interrupt import Interrupted
 from d1ray.recipe import load_config, recipe_names
+from d1ray.serve_command import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -158,6 +159,9 @@ def harness(
     if output is not None:
         results.pop("samples", None)
         output.write_text(json.dumps(results, indent=2, default=str) + "\n")
+
+
+app.command()(serve)
 
 
 @app.command()

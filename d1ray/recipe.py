@@ -4,13 +4,15 @@ import difflib
 import importlib.resources
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from d1ray.config import Config
 from d1ray.errors import ConfigError
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def recipe_names() -> list[str]:
@@ -55,10 +57,15 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
 
 def validated(values: dict[str, Any]) -> Config:
     """Checks ``values`` as a config. Raises ``ConfigError`` naming every fault, in one line."""
+    return validated_as(Config, values)
+
+
+def validated_as(kind: type[Settings], values: dict[str, Any]) -> Settings:
+    """Checks ``values`` as any group of settings. Raises ``ConfigError``, as ``validated``."""
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(fault) for fault in error.errors())) from error
+        raise ConfigError("; ".join(_explain(fault, kind) for fault in error.errors())) from error
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
@@ -98,11 +105,11 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: Any, kind: type[BaseModel]) -> str:
     location = [str(part) for part in fault["loc"]]
     key = ".".join(location)
     if fault["type"] == "extra_forbidden":
-        siblings = _fields_at(location[:-1])
+        siblings = _fields_at(kind, location[:-1])
         return f"unknown key {key}{_suggestion(location[-1], siblings)}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error" and _begins_with_key(message, location):
@@ -115,9 +122,9 @@ def _begins_with_key(message: str, location: list[str]) -> bool:
     return bool(location) and message.startswith((f"{location[-1]}.", f"{location[-1]}:"))
 
 
-def _fields_at(location: list[str]) -> list[str]:
-    """Field names of the config group at ``location``, [] if it is none."""
-    group: Any = Config
+def _fields_at(kind: type[BaseModel], location: list[str]) -> list[str]:
+    """Field names of the group at ``location`` in the settings ``kind``, [] if it is none."""
+    group: Any = kind
     for name in location:
         if name.isdigit():
             continue

@@ -4,6 +4,7 @@ The environment is set while this file is imported, before any test imports torc
 inherit it.
 """
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -58,6 +59,46 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"the real data sets are not in {path}; set D1RAY_DATA to their folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder called "tiny" with a small LLaDA of random weights that writes characters."""
+    import torch
+
+    from d1ray.models import LLaDA, LLaDAConfig, character_tokenizer, initialise, save_model
+
+    folder, tokenizer = tmp_path_factory.mktemp("served") / "tiny", character_tokenizer()
+    config = LLaDAConfig(
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        mlp_hidden_size=64,
+        vocab_size=len(tokenizer),
+        max_sequence_length=256,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model = initialise(LLaDA(config), 3).eval()
+    with torch.no_grad():  # sharp enough that the prompt, and every token, tells in what it writes
+        for name, weight in model.named_parameters():
+            weight *= 20 if "wte" in name else 3 if "q_proj" in name or "attn_out" in name else 1
+    save_model(model, folder, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def serving_clients() -> ModuleType:
+    """The module ``tests/serving_clients.py``: clients that put a server under load."""
+    spec = importlib.util.spec_from_file_location(
+        "serving_clients", Path(__file__).with_name("serving_clients.py")
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -23,20 +23,22 @@ class Prediction:
 
     Attributes:
         logits: ``[N, V]`` fp32, up to a constant per position; the mask token's included.
-        temperature: the proposals'.
+        temperature: the proposals', or each one's own ``[N, 1]``, none of them 0.
         tokens: ``[N]`` the proposals; never the mask token.
         logps: ``[N]`` their log-probabilities at temperature 1, in fp64: near certainty they differ by less
             than fp32 can tell.
     """
 
     logits: Tensor
-    temperature: float
+    temperature: float | Tensor
     tokens: Tensor
     logps: Tensor
 
     def tempered(self) -> Tensor:
         """Logits ``[N, V]`` over the temperature; at temperature 0 as they are."""
-        return self.logits if self.temperature in (0, 1) else self.logits / self.temperature
+        if not isinstance(self.temperature, Tensor) and self.temperature in (0, 1):
+            return self.logits
+        return self.logits / self.temperature
 
 
 def probability(prediction: Prediction) -> Tensor:

@@ -49,7 +49,7 @@ def propose(
     tokens, logps, confidence = [], [], []
     for start in range(0, len(hidden[0]), size):
         chunk = slice(start, start + size)
-        prediction = _predict(
+        prediction = predict(
             _guided_logits(model, [h[chunk] for h in hidden], config.cfg_scale),
             model.config.mask_token_id,
             None if uniforms is None else uniforms[chunk],
@@ -71,8 +71,16 @@ def _guided_logits(model: DiffusionLM, hidden: Sequence[Tensor], scale: float) -
     return logits.sub_(unconditional).mul_(scale + 1).add_(unconditional)
 
 
-def _predict(logits: Tensor, mask_id: int, uniforms: Tensor | None, temperature: float) -> Prediction:
-    """Draws from ``logits [C, V]`` without the mask token; overwrites them."""
+def predict(logits: Tensor, mask_id: int, uniforms: Tensor | None, temperature: float | Tensor) -> Prediction:
+    """Draws from ``logits [C, V]`` without the mask token; overwrites them.
+
+    Args:
+        uniforms: ``[C]`` fp64 in [0, 1); None at temperature 0.
+        temperature: of all positions, or each one's own ``[C, 1]``, none of them 0.
+
+    Raises:
+        FloatingPointError: a logit is NaN or +inf, or all are -inf but the mask token's.
+    """
     mask_logit = logits[:, mask_id].clone()
     logits[:, mask_id] = -torch.inf
     top, best = logits.max(-1)
@@ -80,15 +88,21 @@ def _predict(logits: Tensor, mask_id: int, uniforms: Tensor | None, temperature:
     mask_logit -= top
     weights = logits.exp()
     total = weights.sum(-1, dtype=torch.float64)  # 1 + the others: in fp32 near-certain positions would tie
-    log_total = torch.logaddexp(total.log(), mask_logit.double())
+    log_total = _logaddexp(total.log(), mask_logit.double())
     if not log_total.isfinite().all():  # one NaN or +inf is enough, a -inf is probability 0
         raise FloatingPointError("a logit is NaN or +inf, or none is finite; check its weights and dtype")
     if uniforms is None:
         tokens = best
     else:
-        if temperature != 1:
+        if isinstance(temperature, Tensor) or temperature != 1:
             weights = torch.div(logits, temperature, out=weights).exp_()
         tokens = draw(weights, uniforms)
     logps = logits.gather(1, tokens[:, None]).squeeze(1) - log_total
     logits[:, mask_id] = mask_logit
     return Prediction(logits, temperature, tokens, logps)
+
+
+def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """log(exp(a) + exp(b)). ``torch.logaddexp`` rounds otherwise at the end of a tensor than before it, and a
+    position's place among others must not tell."""
+    return torch.maximum(a, b) + (a - b).abs().neg_().exp_().log1p_()

@@ -9,6 +9,16 @@ from d1ray.settings import PositiveInt, Probability, Strict
 # These commit as many positions as the model is sure of, whatever the schedule says. Each is named like the
 # setting that limits it.
 ADAPTIVE = ("threshold", "factor", "entropy_bound")
+DecodingName = Literal[
+    "low_confidence",
+    "random",
+    "maskgit_plus",
+    "topk_margin",
+    "entropy",
+    "threshold",
+    "factor",
+    "entropy_bound",
+]
 
 
 class SamplerConfig(Strict):
@@ -22,16 +32,7 @@ class SamplerConfig(Strict):
     steps: PositiveInt = Field(128, description="denoising steps, where the schedule says how many commit")
     block_length: PositiveInt = Field(32, description="semi-autoregressive block, in tokens")
     temperature: NonNegativeFloat = Field(0.9, description="0 is greedy")
-    decoding: Literal[
-        "low_confidence",
-        "random",
-        "maskgit_plus",
-        "topk_margin",
-        "entropy",
-        "threshold",
-        "factor",
-        "entropy_bound",
-    ] = Field("low_confidence", description="which positions a denoising step commits")
+    decoding: DecodingName = Field("low_confidence", description="which positions a denoising step commits")
     schedule: Literal["uniform", "time"] = Field(
         "uniform", description="how many positions a step commits: LLaDA's equal shares, or Dream's times"
     )

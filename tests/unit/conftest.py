@@ -1,6 +1,10 @@
 """What the tests of the core share: one thread, and a tiny LLaDA and Dream whose every weight is random."""
 
 import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +114,29 @@ def make_text_model(make_model, tokenizer):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def listening():
+    """``with listening(app) as url``: an ASGI application on a free port of the loopback interface."""
+    import uvicorn
+
+    @contextmanager
+    def listen(app) -> Iterator[str]:
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            for _ in range(500):
+                if server.started:
+                    break
+                time.sleep(0.02)
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+    return listen
 
 
 @pytest.fixture

@@ -53,6 +53,11 @@ GOOD = json.dumps({"puzzle": "0321003004002100", "solution": "4321123434122143"}
         (["train", "missing.yaml"], "missing.yaml does not exist"),
         (["sft", "sudoku-tiny", "sft=null"], "no sft section"),
         (["evaluate", "nowhere", "--task", "sudoku"], "no config.json in it"),
+        (["serve", "nowhere"], "no config.json in it"),
+        (["serve", "nowhere", "--local"], "no config.json in it"),
+        (["serve", "nowhere", "--replicas", "two"], "--replicas two: expected MIN:MAX"),
+        (["serve", "nowhere", "--host", "0.0.0.0"], "give api_key_file"),
+        (["serve", "nowhere", "limits.max_token=5"], "did you mean 'max_tokens'?"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_status_2(d1ray, tmp_path: Path, arguments, said: str) -> None:

@@ -1,0 +1,1 @@
+"""Serving a trained model: continuous batching of denoising rows behind an OpenAI-compatible API."""
