@@ -4,6 +4,7 @@ The driver keeps it. Rollouts themselves stay in the object store; a slot holds 
 group's scored table, which the driver owns, so it outlives the actors that made it.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class Call:
     request: Request
     policy: PolicyRef | None  # until it is released: whoever names a policy keeps it in the object store
     lost: int = 0  # tries that ended with their actor
+    done_before: int = 0  # other calls that were over when the first try was lost
     failed: int = 0  # tries that ended with an error of their own
     no_room_since: float = 0.0  # when an object store first was too full for it
     generator: int = -1
@@ -66,8 +68,9 @@ class RolloutBuffer:
     """(staleness + 1) x prompts_per_step slots; a slot is taken by ``start`` and freed by ``release``.
 
     Calls wait here until a generator is free. A call whose actor died, or was killed because it did not
-    answer for ``deadline_s``, is issued again with the same group id, so its result is the same; after
-    ``LOST_TRIES`` the error surfaces. One for which a node's object store has no room is issued again until
+    answer for ``deadline_s``, is issued again with the same group id, so its result is the same. After
+    ``LOST_TRIES`` the error surfaces; or, where others were done meanwhile, the call is dropped: it is what
+    its actors die of. One for which a node's object store has no room is issued again until
     ``deadline_s`` have passed. One that fails by itself ``FAILED_TRIES`` times is dropped, and says why.
     ``on_scored`` is told of every call as it finishes, in whatever order; ``note`` what a user should know.
     """
@@ -89,6 +92,7 @@ class RolloutBuffer:
         self.waiting: deque[Call] = deque()
         self.running: dict[ray.ObjectRef, Call] = {}
         self.copied: PolicyRef | None = None  # the newest policy that some node had no room for
+        self.done = 0  # calls that ended well
         self.reissued = 0
         self.killed = 0  # actors that did not answer
 
@@ -122,7 +126,7 @@ class RolloutBuffer:
             self._collect(timeout_s=0.5)
             if interrupted():
                 raise Interrupted
-            if self.running or self.generators.pausing or self.scorers.pausing:
+            if self.running or self.generators.busy or self.generators.pausing or self.scorers.pausing:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self.deadline_s:
                 raise RolloutError(self._stuck(count))
@@ -168,7 +172,7 @@ class RolloutBuffer:
             # A second call at an actor hides the way to it. It must not wait there while others idle, even at
             # a slow one, so the others need enough to do meanwhile.
             depth = 2 if len(self.waiting) > 2 * sum(self.generators.up) else 1
-            generator, scorer = self.generators.free(depth), self.scorers.free(len(self.running) + 1)
+            generator, scorer = self.generators.free(depth), self.scorers.free(math.inf)
             if generator is None or scorer is None:
                 return
             call = self.waiting.popleft()
@@ -192,8 +196,9 @@ class RolloutBuffer:
 
     def _collect(self, timeout_s: float) -> None:
         """Handles calls that have ended or do not end."""
-        if not self.running:  # nobody is up, or another buffer's calls keep them busy
+        if not self.running:  # nobody is up, or calls that are not of this buffer keep them busy
             self.generators.wait(timeout_s)
+            self._kill_the_overdue()
             self._dispatch()
             return
         generated = [call.generated for call in self.running.values() if not call.scoring]
@@ -222,6 +227,7 @@ class RolloutBuffer:
             self.on_scored(call)
             call.metadata = metadata  # the call is over only now
             call.no_room_since, call.generated = 0.0, None
+            self.done += 1
             if self.copied and policy.version > self.copied.version:
                 self.copied = None
         except ray.exceptions.RayTaskError as error:
@@ -265,11 +271,17 @@ class RolloutBuffer:
         self.scorers.lost(call.scorer)
         self.reissued += 1
         call.lost += 1
+        if call.lost == 1:
+            call.done_before = self.done
         if call.lost >= LOST_TRIES:
-            raise RolloutError(
-                f"{call.name} was lost {call.lost} times; last at generator {call.generator}, "
-                f"scorer {call.scorer}: {call.overdue or one_line(error)}"
-            ) from error
+            said = (
+                f"was lost {call.lost} times; last at generator {call.generator}, scorer {call.scorer}: "
+                f"{call.overdue or one_line(error)}"
+            )
+            if self.done == call.done_before:
+                raise RolloutError(f"{call.name} {said}") from error
+            call.dropped = said
+            return
         call.overdue = ""
         self.waiting.appendleft(call)
 
@@ -285,16 +297,21 @@ class RolloutBuffer:
 
     def _kill_the_overdue(self) -> None:
         """Kills actors that work on one call for longer than ``deadline_s``."""
+        self.generators.refresh()
+        self.scorers.refresh()
         now = time.monotonic()
         for call in self.running.values():
             pool, index = (self.scorers, call.scorer) if call.scoring else (self.generators, call.generator)
-            if pool.up[index] and now - max(call.since, pool.progress[index]) > self.deadline_s:
+            if now - max(call.since, pool.progress[index]) > self.deadline_s:
                 pool.restart(index)
                 self.killed += 1
                 call.overdue = (
                     f"{'scorer' if call.scoring else 'generator'} {index} did not end it within "
                     f"{self.deadline_s:g} s (cluster.deadline_s) and was killed"
                 )
+        for index in self.generators.stalled(self.deadline_s):  # at a call that nobody waits for any more
+            self.generators.restart(index)
+            self.killed += 1
 
     def _stuck(self, count: int) -> str:
         ready = sum(call.over for call in self.started[:count])

@@ -10,6 +10,7 @@ ACTOR_LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.ActorUnavailableError,
     ray.exceptions.ObjectLostError,
+    ray.exceptions.OutOfMemoryError,  # Ray's memory monitor has killed it
 )
 
 # A node's store of objects has no room, and the disk they are spilled to has none either.
@@ -21,7 +22,6 @@ INFRASTRUCTURE = (
     ray.exceptions.GetTimeoutError,
     ray.exceptions.NodeDiedError,
     *STORE_FULL,
-    ray.exceptions.OutOfMemoryError,
     ray.exceptions.WorkerCrashedError,
 )
 

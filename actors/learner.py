@@ -25,7 +25,7 @@ from d1ray.checkpoint import Place
 from d1ray.checkpoint_writer import CheckpointWriter
 from d1ray.config import RLConfig
 from d1ray.diffusion.likelihood import ViewLogps
-from d1ray.errors import DataError
+from d1ray.errors import DataError, RunFailed
 from d1ray.models import load_model, load_tokenizer, save_model
 from d1ray.models.lora import add_lora, unadapted
 from d1ray.models.sharding import shard, spread_like
@@ -161,7 +161,7 @@ class Learner:
 
         Raises:
             ObjectsLost, NoRoom: a table cannot be had; nothing has been learned.
-            FloatingPointError: ``rl.max_nonfinite`` updates in a row had no finite loss and gradient.
+            RunFailed: ``rl.max_nonfinite`` updates in a row had no finite loss and gradient.
         """
         table = pa.concat_tables(fetched(list(tables), self.deadline_s, f"rollouts of step {step + 1}"))
         started_at, started = time.time(), time.perf_counter()
@@ -201,7 +201,7 @@ class Learner:
     def _count_failures(self, failed: int, applied: int) -> None:
         self.failed_in_a_row = 0 if applied else self.failed_in_a_row + failed
         if self.failed_in_a_row >= self.config.max_nonfinite:
-            raise FloatingPointError(
+            raise RunFailed(
                 f"{self.failed_in_a_row} updates in a row had a loss or gradient that is not finite "
                 f"(rl.max_nonfinite={self.config.max_nonfinite}); lower the learning rate, "
                 f"or look at the rollouts"

@@ -189,18 +189,20 @@ def placed(kind: Kind, deadline_s: float, patience: Callable[[], object] = lambd
 
 
 @contextmanager
-def shared_places(c: ClusterConfig) -> Iterator[PlacementGroup | None]:
+def shared_places(
+    c: ClusterConfig, patience: Callable[[], object] = lambda: None
+) -> Iterator[PlacementGroup | None]:
     """With ``cluster.colocated`` a place for each generator, in which learner rank i joins generator i; else
     None. It outlives the actors in it: those that start again do so in their place, and where its node died
-    Ray finds another.
+    Ray finds another. ``patience`` is called while they are waited for.
 
     Raises:
-        ResourceError: there is no room for all of them.
+        ResourceError: there is no room for all of them within ``cluster.placement_s``.
     """
     if not c.colocated:
         yield None
         return
-    group = placed(shared_place(c), c.deadline_s)
+    group = placed(shared_place(c), c.placement_s, patience)
     try:
         yield group
     finally:

@@ -64,13 +64,24 @@ class Pool:
             self.up[index] = True
             self.starts[index] += 1
 
-    def free(self, depth: int) -> int | None:
+    def free(self, depth: float) -> int | None:
         """Index of the least busy actor that is up, or None when each has ``depth`` calls under way."""
         self.refresh()
         now = time.monotonic()
         up = [index for index, up in enumerate(self.up) if up and self._paused_until[index] <= now]
         index = min(up, key=lambda index: len(self._calls[index]), default=None)
         return index if index is not None and len(self._calls[index]) < depth else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way, whoever made it."""
+        return any(self._calls)
+
+    def stalled(self, seconds: float) -> list[int]:
+        """Indices of the actors that have calls, but have begun and ended none for so long."""
+        self.refresh()
+        now = time.monotonic()
+        return [i for i, calls in enumerate(self._calls) if calls and now - self.progress[i] > seconds]
 
     def idle(self) -> list[int]:
         """Indices of the actors that are up and have no call under way."""

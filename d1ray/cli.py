@@ -243,8 +243,9 @@ def main() -> None:
         print(f"d1ray: error: {reason}", file=sys.stderr)
         sys.exit(2)
     except RunFailed as error:
+        reason = getattr(error, "cause", error)
         print(
-            f"d1ray: error: {error}. What is saved is kept; the same command goes on from it.",
+            f"d1ray: error: {reason}. What is saved is kept; the same command goes on from it.",
             file=sys.stderr,
         )
         sys.exit(1)

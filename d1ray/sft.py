@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.bulletin import Bulletin
 from d1ray import checkpoint
@@ -57,7 +58,8 @@ def train_phases(
         if phase.number >= position["phase"]:
             run.truncate_metrics(phase.stage, position["step"] if phase.number == position["phase"] else 0)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(c.deadline_s)
-    bulletin = ray.remote(num_cpus=0)(Bulletin).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    bulletin = ray.remote(num_cpus=0, scheduling_strategy=here)(Bulletin).remote()  # lost with us alone
     resources = {"CPU": c.sft_worker_cpus} | ({"GPU": c.sft_worker_gpus} if c.sft_worker_gpus else {})
     trainer = TorchTrainer(
         train_worker,

@@ -8,6 +8,7 @@ goes on in the same tracked run, whose id is kept in the run folder.
 import importlib.util
 import json
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from d1ray.errors import ConfigError
 from d1ray.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
+CLOSE_S = 60  # for a server to take the rest of a run
 MLFLOW_VALUE, MLFLOW_PARAMS = 6000, 100  # characters of a parameter, and parameters a call, that MLflow takes
 
 
@@ -123,9 +125,19 @@ class Trackers:
                 logger.warning("%s is left out from now on: %s", type(tracker).__name__, error)
 
     def close(self) -> None:
-        """Ends the tracked runs."""
+        """Ends the tracked runs, each within ``CLOSE_S``."""
         for tracker in self.trackers:
+            closing = threading.Thread(target=self._close, args=(tracker,), daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
+            if closing.is_alive():
+                logger.warning("%s does not take the end of the run", type(tracker).__name__)
+
+    def _close(self, tracker: Tracker) -> None:
+        try:
             tracker.close()
+        except Exception as error:  # as in ``log``
+            logger.warning("%s did not take the end of the run: %s", type(tracker).__name__, error)
 
 
 def check_trackers(tracking: TrackingConfig) -> None:

@@ -26,6 +26,7 @@ from d1ray import checkpoint
 from d1ray.checkpoint import Place
 from d1ray.config import Config, RLConfig
 from d1ray.diffusion import SamplerConfig
+from d1ray.errors import ResourceError, RunFailed
 from d1ray.evaluate import Tokenizer, evaluate, prompt_of
 from d1ray.interrupt import GivenUp, Interrupted, Patience
 from d1ray.models import load_tokenizer
@@ -80,14 +81,13 @@ def reinforce(
     patience = Patience(interrupt, config.cluster.grace_s / 2)
     incarnation = rebuilt_at = restarts = rebuilds = 0
     with ExitStack() as actors:
-        places = actors.enter_context(shared_places(config.cluster))
+        places = actors.enter_context(shared_places(config.cluster, patience))
         pools = actors.enter_context(closing(Pools(config, start, places)))
         while True:
             resume = checkpoint.latest(root)
             state = State(**checkpoint.load_state(resume)["driver"]) if resume else State()
             incarnation = state.incarnation = max(state.incarnation, incarnation) + 1
             run.truncate_metrics("rl", state.step or -1)
-            restarts = 0 if state.step > rebuilt_at else restarts
             rebuilt_at = state.step
             slots = (rl.staleness + 1) * rl.prompts_per_step
             buffer = RolloutBuffer(
@@ -96,7 +96,7 @@ def reinforce(
             standing = partial(live_metrics, buffer, rebuilds)
             try:
                 pools.rest()
-                placement_s = config.cluster.deadline_s if restarts else config.cluster.placement_s
+                placement_s = config.cluster.deadline_s if rebuilds else config.cluster.placement_s
                 gang = LearnerGang(
                     config, start, resume, incarnation, places, patience, placement_s, progress.note
                 )
@@ -137,8 +137,13 @@ def reinforce(
                     f"{error} (half of cluster.grace_s); the run goes on from step "
                     f"{checkpoint.newest_step(root)}"
                 ) from error
+            except ResourceError as error:
+                if rebuilds:  # the request was right: once there was a place
+                    raise RunFailed(str(error)) from error
+                raise
             except LearnerLost as error:
-                restarts, rebuilds = restarts + 1, rebuilds + 1
+                past = checkpoint.newest_step(root) > rebuilt_at
+                restarts, rebuilds = 1 if past else restarts + 1, rebuilds + 1
                 if restarts > config.cluster.learner_restarts:
                     raise
                 progress.note(f"{error}; the learner starts again from its newest checkpoint")
@@ -179,9 +184,13 @@ def loop(
         GivenUp: ``patience`` with a step or validation under way is over.
     """
 
+    def waits() -> bool:
+        buffer.tend()  # its calls share the pools with the validation's
+        return patience()
+
     def validate() -> dict[str, float]:
         started_at, started = time.time(), time.perf_counter()
-        verdicts = evaluate(pools, policy, validation, config, patience).verdicts
+        verdicts = evaluate(pools, policy, validation, config, waits).verdicts
         solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
         if solved > state.best_solved:
             state.best_step, state.best_solved = state.step, solved
@@ -287,6 +296,9 @@ def learn(
         again = True
         buffer.again(groups)
         groups = buffer.take(len(groups), interrupt)
+        for group in groups:
+            if group.dropped:
+                raise RolloutError(f"{group.name}, generated again, {group.dropped}")
 
 
 def request(

@@ -226,7 +226,7 @@ def server() -> Iterator[Scripted]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """For a file's tests: as long as it is open, an event loop runs in this thread, and other tests start their own."""
+    """One file's: while it is open an event loop runs in this thread, and other tests start their own."""
     sync_api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("there is no chromium: apt-get install chromium")
