@@ -37,7 +37,7 @@ APPLICATION = "d1ray"
 TRIES = 4  # of a generation whose replicas die
 ACCEPTED_S = 60  # for a replica to take a generation on: as long as starting one may take
 METRICS_S = 5  # a gauge that is not set again vanishes after a while
-LOST = (RayActorError, RayServeException, TimeoutError)
+LOST = (RayActorError, RayServeException, TimeoutError)  # or nobody was found for ACCEPTED_S
 
 
 class Replica:
@@ -63,7 +63,7 @@ class Replica:
     def check_health(self) -> None:
         """Called by Ray Serve, which replaces the replica when it raises."""
         if not self.engine.healthy:
-            raise RuntimeError("the engine has failed at every step of late")
+            raise RuntimeError("the engine's last denoising steps have all failed, or one hangs")
 
     async def _report(self) -> None:
         while True:
@@ -100,6 +100,8 @@ class Replicas:
                 return
             except RequestCancelledError:  # the client left
                 raise
+            except TimeoutError as error:  # nobody took it on for as long as starting a replica may take
+                raise Unavailable from error
             except LOST as error:
                 logger.warning("a generation was lost (%s), try %d", type(error).__name__, attempt + 1)
                 await asyncio.sleep(0.1 * 2**attempt)
@@ -186,6 +188,7 @@ def run(config: ServeConfig) -> None:
             signal.signal(number, lambda *_: ending.set())
         _check_room(config)
         serve.start(http_options=HTTPOptions(host=config.host, port=config.port))
+        _check_alone(config)
         try:
             target = serve.RunTarget(target=build(config), name=APPLICATION, route_prefix="/")
             serve.run_many([target], wait_for_applications_running=False)
@@ -207,6 +210,21 @@ def _check_room(config: ServeConfig) -> None:
                 f"{config.replicas.min} replica(s) need {wanted:g} {resource}, the cluster has {found:g}; "
                 f"lower replicas.min or replicas.{resource.lower()}s"
             )
+
+
+def _check_alone(config: ServeConfig) -> None:
+    """Serve may have been running on the cluster: it keeps its address, and its applications."""
+    if APPLICATION in serve.status().applications:
+        raise ResourceError(
+            f"this cluster serves an application {APPLICATION!r} already; "
+            f"end it (`serve shutdown` ends all that is served there), or serve on another cluster"
+        )
+    there = serve.context._get_global_client().http_config
+    if (there.host, there.port) != (config.host, config.port):
+        raise ResourceError(
+            f"Ray Serve listens on {there.host}:{there.port} on this cluster already, not on "
+            f"{config.host}:{config.port}; give that as --host and --port, or end it by `serve shutdown`"
+        )
 
 
 def _wait_until_running(ending: threading.Event) -> bool:

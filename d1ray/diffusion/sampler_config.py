@@ -2,10 +2,11 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
 from d1ray.settings import PositiveInt, Probability, Strict
 
+COLDEST = 1e-4  # temperature above 0: logits over less overflow
 # These commit as many positions as the model is sure of, whatever the schedule says. Each is named like the
 # setting that limits it.
 ADAPTIVE = ("threshold", "factor", "entropy_bound")
@@ -46,6 +47,13 @@ class SamplerConfig(Strict):
     cache: Literal["none", "prefix", "dual"] = Field(
         "none", description="keys and values kept within a block: none (exact), those before it, all others"
     )
+
+    @field_validator("temperature", "position_temperature")
+    @classmethod
+    def _not_too_cold(cls, value: float) -> float:
+        if 0 < value < COLDEST:
+            raise ValueError(f"{value} is too cold for fp32 numbers; choose 0, which is greedy, or {COLDEST}")
+        return value
 
     @property
     def scheduled(self) -> bool:

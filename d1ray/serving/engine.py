@@ -22,6 +22,7 @@ from d1ray.serving.weights import Weights
 
 logger = logging.getLogger(__name__)
 FAILURES = 3  # denoising steps that fail one after the other before the engine counts as broken
+HANGS_S = 300.0  # of one denoising step, and it does
 
 
 @dataclass(eq=False)
@@ -76,15 +77,16 @@ class Engine:
         self.pieces: dict[int, str] = {}  # the text of a token by itself
         self.ended: deque[float] = deque(maxlen=32)  # when the last generations did
         self.failures = 0
+        self.step_began: float | None = None  # of the one under way
         self.closed = False
         self.changed = threading.Condition()  # guards the schedule and the tickets
         self.thread = threading.Thread(target=self._run, name="d1ray engine", daemon=True)
         self.thread.start()
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Progress, None]:
-        ticket = self._admit(generation)
+        ticket, accepted = self._admit(generation)
         try:
-            yield ticket.progress()
+            yield accepted
             while True:
                 news = await ticket.news.get()
                 if isinstance(news, Exception):
@@ -100,8 +102,11 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether denoising works: the thread runs, and its last steps have not all failed."""
-        return self.thread.is_alive() and self.failures < FAILURES
+        """Whether denoising works: the thread runs, its last steps have not all failed, and the one under way
+        does not hang."""
+        began = self.step_began
+        hangs = began is not None and time.monotonic() - began > HANGS_S
+        return self.thread.is_alive() and self.failures < FAILURES and not hangs
 
     def swap(self, weights: Weights) -> None:
         """Has generations that begin from now on use ``weights``."""
@@ -114,7 +119,7 @@ class Engine:
             self.changed.notify()
         self.thread.join()
 
-    def _admit(self, generation: Generation) -> Ticket:
+    def _admit(self, generation: Generation) -> tuple[Ticket, Progress]:
         row = Row(
             self.weights, generation.prompt, generation.config, generation.seed, generation.limit, self.ends
         )
@@ -125,10 +130,11 @@ class Engine:
                 raise RuntimeError("the engine is closed")
             if self.schedule.full:
                 raise Refused(self._retry_after())
+            accepted = ticket.progress()  # before the engine's thread knows the row
             self.schedule.add(row)
             self.tickets[row] = ticket
             self.changed.notify()
-        return ticket
+        return ticket, accepted
 
     def _forget(self, ticket: Ticket) -> None:
         with self.changed:
@@ -142,25 +148,33 @@ class Engine:
         return min(60, max(1, ceil((self.ended[-1] - self.ended[0]) / (len(self.ended) - 1))))
 
     def _run(self) -> None:
-        while True:
-            with self.changed:
-                while not self.closed and not len(self.schedule):
-                    self.changed.wait()
-                if self.closed:
-                    break
-                rows = list(self.schedule.turn())
-            if not rows:
-                continue
-            try:
-                commits = denoise(rows)
-                for row, commit in zip(rows, commits, strict=True):
-                    self._report(row, commit)
-                self.failures = 0
-            except Exception as error:
-                logger.exception("a denoising step of %d rows failed", len(rows))
-                self.failures += 1
-                self._fail(rows, error)
+        while self._turn():
+            pass
         self._fail(list(self.tickets), RuntimeError("the engine is closed"))
+
+    def _turn(self) -> bool:
+        """Waits for rows and denoises them by a step; False once the engine is closed. Between turns the
+        thread holds no row, and so no weights that have been swapped."""
+        with self.changed:
+            while not self.closed and not len(self.schedule):
+                self.changed.wait()
+            if self.closed:
+                return False
+            rows = list(self.schedule.turn())
+        if not rows:
+            return True
+        self.step_began = time.monotonic()
+        try:
+            commits = denoise(rows)
+            for row, commit in zip(rows, commits, strict=True):
+                self._report(row, commit)
+            self.failures = 0
+        except Exception as error:
+            logger.exception("a denoising step of %d rows failed", len(rows))
+            self.failures += 1
+            self._fail(rows, error)
+        self.step_began = None
+        return True
 
     def _report(self, row: Row, commit: Commit) -> None:
         ticket = self.tickets.get(row)

@@ -1,6 +1,10 @@
 """The engine: full queues, clients that leave, steps that fail, weights that change."""
 
 import asyncio
+import gc
+import threading
+import time
+import weakref
 from contextlib import aclosing
 
 import pytest
@@ -8,7 +12,8 @@ import torch
 
 from d1ray.diffusion import SamplerConfig
 from d1ray.serving.config import LimitsConfig
-from d1ray.serving.engine import FAILURES, Engine
+from d1ray.serving.denoise import denoise
+from d1ray.serving.engine import FAILURES, HANGS_S, Engine
 from d1ray.serving.generation import Generation, Progress, Refused
 from d1ray.serving.weights import Weights
 
@@ -18,6 +23,20 @@ def generation(length: int = 16, seed: int = 0, **changes) -> Generation:
     return Generation(
         **{"prompt": (5, 6, 7), "config": config, "limit": length, "seed": (seed, 0), **changes}
     )
+
+
+@pytest.fixture
+def hold(monkeypatch):
+    """Denoising waits, once it is called, until this event is set."""
+    event = threading.Event()
+
+    def denoise_later(rows):
+        assert event.wait(60)
+        return denoise(rows)
+
+    monkeypatch.setattr("d1ray.serving.engine.denoise", denoise_later)
+    yield event
+    event.set()
 
 
 @pytest.fixture
@@ -68,7 +87,7 @@ def test_text_and_events_come_where_they_are_wanted(make_engine):
     assert "".join(step.text for step in events) == whole.text
 
 
-def test_what_is_too_much_is_refused_with_a_time_to_come_back(make_engine):
+def test_what_is_too_much_is_refused_with_a_time_to_come_back(make_engine, hold):
     async def ask() -> None:
         engine = make_engine(rows=2)
         long = [asyncio.create_task(last_of(engine, generation(32, seed))) for seed in range(2)]
@@ -76,6 +95,7 @@ def test_what_is_too_much_is_refused_with_a_time_to_come_back(make_engine):
         with pytest.raises(Refused) as refused:
             await last_of(engine, generation())
         assert 1 <= refused.value.retry_after <= 60
+        hold.set()
         await asyncio.gather(*long)
         assert (await last_of(engine, generation())).finish
 
@@ -139,15 +159,47 @@ def test_weights_change_between_completions_never_within_one(make_engine, make_t
     asyncio.run(ask())
 
 
-def test_closing_fails_what_is_under_way(make_engine):
+def test_closing_fails_what_is_under_way(make_engine, hold):
     async def ask() -> None:
         engine = make_engine()
         task = asyncio.create_task(last_of(engine, generation(32)))
         await asyncio.sleep(0)
-        await asyncio.to_thread(engine.close)
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        while not engine.closed:
+            await asyncio.sleep(0.01)
+        hold.set()
+        await closing
         with pytest.raises(RuntimeError, match="closed"):
             await task
         with pytest.raises(RuntimeError, match="closed"):
             await last_of(engine, generation())
+
+    asyncio.run(ask())
+
+
+def test_an_idle_engine_holds_no_weights_but_its_own(make_engine, make_text_model):
+    engine = make_engine()
+    asyncio.run(all_of(engine, generation()))
+    old = weakref.ref(engine.weights)
+    engine.swap(Weights(make_text_model(1), "v1"))
+    for _ in range(500):
+        gc.collect()
+        if old() is None:
+            break
+        time.sleep(0.01)
+    assert old() is None
+
+
+def test_a_step_that_hangs_is_not_healthy(make_engine, hold, monkeypatch):
+    async def ask() -> None:
+        engine = make_engine()
+        task = asyncio.create_task(last_of(engine, generation()))
+        while engine.step_began is None:
+            await asyncio.sleep(0.01)
+        assert engine.healthy
+        engine.step_began -= HANGS_S
+        assert not engine.healthy
+        hold.set()
+        assert (await task).finish and engine.healthy
 
     asyncio.run(ask())

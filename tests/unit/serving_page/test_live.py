@@ -118,7 +118,7 @@ def test_the_page_and_its_parts_are_served_as_what_they_are(serve: Callable[...,
     url = serve()
     kinds = {"": "text/html", "page/main.js": "text/javascript", "page/page.css": "text/css"}
     for path, kind in {**kinds, "page/icon.svg": "image/svg+xml"}.items():
-        answer = httpx.get(url + path)
+        answer = httpx.get(url + path, timeout=60)
         assert answer.status_code == 200 and answer.headers["content-type"].split(";")[0] == kind
         policy = answer.headers["content-security-policy"]
         assert "unsafe" not in policy and "default-src 'none'" in policy
