@@ -366,6 +366,34 @@ def test_a_slow_generator_gets_less_work_and_holds_up_nobody(
     assert buffer.reissued == buffer.killed == 0
 
 
+def test_a_group_of_which_generators_die_is_dropped_once_others_are_done(
+    ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.buffer.LOST_TRIES", 2)
+    config = config_of(tmp_path / "run", "cluster.generators=2")
+    examples = open_data(config.task, None, 0).examples("validation", 3)
+    prompts = held_out_prompts(load_tokenizer(start), examples, config.data.max_prompt_length)
+    with closing(Pools(config, start)) as pools:
+        evaluate(pools, policy_of_folder(start), prompts, config)
+        ray.get([actor.__ray_ready__.remote() for actor in pools.generators.actors], timeout=60)
+        buffer = RolloutBuffer(pools.generators, pools.scorers, slots=3, deadline_s=120)
+        for prompt in prompts:
+            buffer.start(Request((prompt,), 1, config.evaluation.sampling, 0), policy_of_folder(start))
+        deadly, *others = list(buffer.started)
+        end = time.monotonic() + 200
+        while not deadly.dropped and time.monotonic() < end:
+            if deadly in buffer.running.values() and (not deadly.lost or all(call.over for call in others)):
+                ray.kill(pools.generators.actors[deadly.generator], no_restart=False)
+                lost = deadly.lost
+                while deadly.lost == lost and not deadly.over and time.monotonic() < end:
+                    buffer.tend()
+            buffer.tend()
+            time.sleep(0.001)
+        taken = buffer.take(3)
+    assert taken[0].dropped.startswith("was lost 2 times; last at generator ")
+    assert [len(call.metadata["texts"]) for call in taken[1:]] == [1, 1]
+
+
 def frozen(titled: Callable[[], list[psutil.Process]], over: threading.Event) -> threading.Thread:
     """Stops every process that is ``titled`` so, whenever there is one, until ``over``."""
 
