@@ -41,7 +41,7 @@ class Call:
     request: Request
     policy: PolicyRef | None  # until it is released: whoever names a policy keeps it in the object store
     lost: int = 0  # tries that ended with their actor
-    done_before: int = 0  # other calls that were over when the first try was lost
+    done_before: int = 0  # other calls that had ended well when its first try began
     failed: int = 0  # tries that ended with an error of their own
     no_room_since: float = 0.0  # when an object store first was too full for it
     generator: int = -1
@@ -179,6 +179,8 @@ class RolloutBuffer:
             call.generator, call.scorer, call.since = generator, scorer, time.monotonic()
             assert call.policy is not None
             call.loads = self._objects_of(call.policy)
+            if not call.lost:
+                call.done_before = self.done
             try:
                 generated = self.generators.call(generator, "generate", call.request, call.loads)
                 call.generated, call.scoring = generated[1], False
@@ -271,8 +273,6 @@ class RolloutBuffer:
         self.scorers.lost(call.scorer)
         self.reissued += 1
         call.lost += 1
-        if call.lost == 1:
-            call.done_before = self.done
         if call.lost >= LOST_TRIES:
             said = (
                 f"was lost {call.lost} times; last at generator {call.generator}, scorer {call.scorer}: "

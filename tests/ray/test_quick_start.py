@@ -54,12 +54,10 @@ def test_every_command_of_the_quick_start_works(
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         said[command] = done.stdout
-    assert {"make demo", "d1ray recipes", "d1ray doctor sudoku-tiny"} < said.keys() and len(said) >= 9
+    assert {"make demo", "d1ray recipes", "d1ray doctor sudoku-tiny"} < said.keys() and len(said) >= 8
     for run in ("demo", "runs/mine", "runs/wd1"):
         assert {"summary.json", "report.html", "config.yaml"} <= {p.name for p in (tmp_path / run).iterdir()}
     assert "solved" in said["make demo"] and "sudoku-tiny" in said["d1ray recipes"]
     assert (tmp_path / "compare.html").stat().st_size > 50_000
-    first, again = (
-        json.loads(said[f"d1ray evaluate {model} --task sudoku --json"]) for model in ("runs/mine", "model")
-    )
-    assert first["n"] == 8 and first["accuracy"] == again["accuracy"]
+    assert json.loads(said["d1ray evaluate runs/mine --task sudoku --json"])["n"] == 8
+    assert (tmp_path / "model" / "model.safetensors").is_file()

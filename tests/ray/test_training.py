@@ -375,19 +375,28 @@ def test_a_group_of_which_generators_die_is_dropped_once_others_are_done(
     prompts = held_out_prompts(load_tokenizer(start), examples, config.data.max_prompt_length)
     with closing(Pools(config, start)) as pools:
         evaluate(pools, policy_of_folder(start), prompts, config)
-        ray.get([actor.__ray_ready__.remote() for actor in pools.generators.actors], timeout=60)
+        generators = pools.generators.actors
+        pids = [actor.__ray_call__.remote(lambda generator: os.getpid()) for actor in generators]
+        first, second = (psutil.Process(pid) for pid in ray.get(pids, timeout=60))
         buffer = RolloutBuffer(pools.generators, pools.scorers, slots=3, deadline_s=120)
+        pools.generators.refresh()
+        first.suspend()  # with the deadly group, which is started first
         for prompt in prompts:
             buffer.start(Request((prompt,), 1, config.evaluation.sampling, 0), policy_of_folder(start))
-        deadly = buffer.started[0]
+        deadly, *others = list(buffer.started)
         end = time.monotonic() + 200
-        while not deadly.over and time.monotonic() < end:
-            buffer.tend()
-            if deadly in buffer.running.values():
-                ray.kill(pools.generators.actors[deadly.generator], no_restart=False)
-                lost = deadly.lost
-                while deadly.lost == lost and not deadly.over and time.monotonic() < end:
-                    buffer.tend()
+
+        def tend_until(reached: Callable[[], bool]) -> None:
+            while not reached() and time.monotonic() < end:
+                buffer.tend()
+                time.sleep(0.01)
+
+        tend_until(lambda: all(call.over for call in others))
+        second.suspend()
+        ray.kill(generators[0], no_restart=False)
+        tend_until(lambda: deadly.lost == 1 and deadly in buffer.running.values())
+        ray.kill(generators[deadly.generator], no_restart=False)
+        tend_until(lambda: deadly.over)
         taken = buffer.take(3)
     assert taken[0].dropped.startswith("was lost 2 times; last at generator ")
     assert [len(call.metadata["texts"]) for call in taken[1:]] == [1, 1]
