@@ -10,14 +10,17 @@ what does not even answer the signal (``KILL_AFTER`` times the limit).
 
 import ctypes
 import math
+import os
+import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -27,6 +30,10 @@ CHUNK = 32  # completions a call: enough that its cost hardly counts
 KILL_AFTER = 5
 MAX_PARSED = 500  # characters of a parsed answer that are kept
 PR_SET_PDEATHSIG = 1
+KEPT = re.compile(  # environment variables that a check may see
+    r"PATH|HOME|PWD|TZ|TMPDIR|LANG|LC_\w+|(LD|DYLD)_LIBRARY_PATH|VIRTUAL_ENV|SYSTEMROOT|OPENBLAS_\w+|"
+    r"PYTHON(PATH|HOME|HASHSEED|DONTWRITEBYTECODE|PYCACHEPREFIX)|\w+_NUM_THREADS"
+)
 
 Pair = tuple[Example, str]
 
@@ -113,16 +120,24 @@ class _OutOfTime(BaseException):
 
 
 class _Process(SpawnProcess):
-    """A spawned process that does not run the owner's main module again: Ray's, or d1ray's with torch."""
+    """A spawned process that does not run the owner's main module again (Ray's, or d1ray's with torch), and
+    never has the owner's environment but for what ``KEPT`` names: tokens and keys are not for completions."""
+
+    starting: ClassVar = threading.Lock()
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
-        try:
-            return SpawnProcess._Popen(process_obj)
-        finally:
-            sys.modules["__main__"] = main
+        with _Process.starting:  # a child inherits what this process has at the moment
+            main = sys.modules["__main__"]
+            hidden = {name: value for name, value in os.environ.items() if not KEPT.fullmatch(name)}
+            sys.modules["__main__"] = ModuleType("__main__")
+            for name in hidden:
+                del os.environ[name]
+            try:
+                return SpawnProcess._Popen(process_obj)
+            finally:
+                os.environ.update(hidden)
+                sys.modules["__main__"] = main
 
 
 class _Spawn(SpawnContext):

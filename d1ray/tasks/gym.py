@@ -1,12 +1,12 @@
 """Any data set of reasoning-gym by its name, e.g. ``reasoning_gym:mini_sudoku``."""
 
-import ast
 import inspect
 import json
 import re
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,11 +26,20 @@ MAX_TRIES = 1000
 HASH_ORDERED = {"isomorphic_strings", "polynomial_multiplication", "ransom_note"}  # they iterate over sets
 
 MAX_CODE = 500  # characters of an answer that a scorer may evaluate
-EVALUATES = re.compile(r"\b(?:eval|exec|parse_expr|sympify|compile|parse_latex)\(")
-REACHES = re.compile(r"[()\[\]{}.'\"`@\\:;]")
-ARITHMETIC = re.compile(r"[0-9A-Za-z+\-*/^()., =\n]*")
-FUNCTIONS = {"sin", "cos", "tan", "exp", "log", "sqrt", "pi"}
-LOOKS_UP = re.compile(r"[A-Za-z]\s*\.|\.\s*[A-Za-z]")
+EVALUATES = re.compile(  # or hands on to another scorer, which may
+    r"(?:\b(?:eval|exec|sympify|parse_latex)|(?<!def )\bparse_expr|(?<!re\.)\bcompile|\.score_answer)\("
+)
+EVALUATE_NO_ANSWER = {  # only what they made themselves
+    "basic_arithmetic",
+    "bf",
+    "bitwise_arithmetic",
+    "codeio",
+    "number_sorting",
+    "propositional_logic",
+}
+FUNCTIONS = {"sin", "cos", "tan", "exp", "log", "sqrt"}
+NAME, NUMBER = r"[A-Za-z_][A-Za-z0-9_]*", r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+TOKENS = re.compile(rf"{NUMBER}|{NAME}|[-+*/^=,()\[\]]|[ \t\r\n]+|(?P<other>.)", re.DOTALL)
 
 
 class ReasoningGym(Task):
@@ -38,7 +47,7 @@ class ReasoningGym(Task):
 
     An example is a seed: the problem is made again from it wherever it is judged. Completions earn the score
     in [0, 1] that the data set's own scorer gives, and are correct where it is 1. Some scorers evaluate an
-    answer as Python or sympy code: they see plain words, literals and arithmetic only.
+    answer as Python or sympy code: they see plain words, numbers, lists and arithmetic only.
     """
 
     placeholders: ClassVar[tuple[str, ...]] = ("question",)
@@ -110,7 +119,7 @@ class ReasoningGym(Task):
         if answer is None:
             return Score({"score": 0.0}, correct=False, partial=0.0, formatted=False)
         entry, data_set, options = self._entry_of(example), self.name.removeprefix(PREFIX), self._options()
-        if evaluates(data_set, options) and not is_harmless(answer.text):
+        if evaluates(data_set) and not is_harmless(answer.text):
             return Score({"score": 0.0}, correct=False, partial=0.0, formatted=answer.well_tagged)
         try:
             score = float(_scorer(data_set, options).score_answer(answer.text[:MAX_ANSWER], entry=entry))
@@ -131,27 +140,32 @@ class ReasoningGym(Task):
 
 
 def is_harmless(answer: str) -> bool:
-    """Whether evaluating ``answer`` as code can do nothing but compute a value.
+    """Whether evaluating ``answer`` as code, once or again and again, can do nothing but compute a value.
 
-    It is a literal, or holds nothing that calls or looks up, or is arithmetic with one-letter names and a few
-    functions.
+    It holds numbers, ASCII names, arithmetic and lists: no string, no attribute, no index, no dunder, and no
+    call but of a few functions. Where it has brackets, names are single letters, those functions and ``pi``.
     """
-    if len(answer) > MAX_CODE:
+    if len(answer) > MAX_CODE or "__" in answer:
         return False
-    if not REACHES.search(answer):
-        return True
-    try:
-        ast.literal_eval(answer)
-        return True
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        words = set(re.findall(r"[A-Za-z]{2,}", answer))
-        return bool(ARITHMETIC.fullmatch(answer)) and words <= FUNCTIONS and not LOOKS_UP.search(answer)
+    found = list(TOKENS.finditer(answer))
+    tokens = [match.group() for match in found if not match.group().isspace()]
+    if any(match["other"] for match in found):
+        return False
+    for before, token in pairwise(tokens):
+        ends_value = before[-1].isalnum() or before[-1] in "._)]"
+        is_call = token == "(" and before not in FUNCTIONS
+        if ends_value and (is_call or token == "[" or (before[-1] == "." and token[0].isalpha())):
+            return False
+    words = {token for token in tokens if len(token) > 1 and token[0] not in ".0123456789"}
+    return not {"(", "["} & set(tokens) or words <= {*FUNCTIONS, "pi"}
 
 
 @lru_cache(maxsize=64)
-def evaluates(name: str, options: str) -> bool:
-    """Whether the data set's module evaluates text."""
-    module = inspect.getmodule(type(_scorer(name, options)))
+def evaluates(name: str) -> bool:
+    """Whether the data set's module evaluates text, and that may be the answer."""
+    if name in EVALUATE_NO_ANSWER:
+        return False
+    module = inspect.getmodule(_gym().factory.DATASETS[name][0])
     return module is None or bool(EVALUATES.search(inspect.getsource(module)))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from d1ray.tasks.task import Example, Score, Task
@@ -28,6 +29,10 @@ class Evil(Task):
                 raise RuntimeError("no")
             case "nan":
                 return Score({"r": float("nan")}, True, 1.0, True)
+            case "environment":
+                started = Path("/proc/self/environ")  # also what the interpreter has not kept
+                names = started.read_text() if started.exists() else ""
+                text = " ".join(sorted({*os.environ, *(pair.split("=")[0] for pair in names.split("\0"))}))
             case "surrogate":
                 return Score({"r": 1.0}, True, 1.0, True, parsed="\ud800" + "x" * 10_000)
         return Score({"r": 1.0}, True, 1.0, True, parsed=text)

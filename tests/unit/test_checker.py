@@ -57,6 +57,16 @@ def test_hangs_crashes_and_bombs_score_nothing_and_their_neighbours_score(evil):
     assert again[0].parsed == "d"
 
 
+def test_the_checking_process_has_no_secrets_in_its_environment(evil, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ray_canary")
+    with Checker(evil, timeout_s=5) as checker:
+        [score] = checker.check([(EXAMPLE, "environment")])
+        assert os.environ["HF_TOKEN"] == "hf_canary"  # this process keeps its own
+    names = (score.parsed or "").split()
+    assert "PATH" in names and not {"HF_TOKEN", "RAY_AUTH_TOKEN"} & {*names}
+
+
 def test_scores_come_in_the_order_of_the_completions():
     task = load_task("countdown")
     example = task.example({"nums": [1, 2], "target": 3})

@@ -7,9 +7,10 @@ import pytest
 from d1ray.rng import generator
 from d1ray.tasks import load_task
 from d1ray.tasks.checker import judged
+from d1ray.tasks.gym import HASH_ORDERED, evaluates, is_harmless
 from d1ray.tasks.source import open_data
 
-pytest.importorskip("reasoning_gym")
+reasoning_gym = pytest.importorskip("reasoning_gym")
 
 NAMES = ["mini_sudoku", "chain_sum", "basic_arithmetic", "syllogism", "countdown"]
 
@@ -47,8 +48,6 @@ def test_options_reach_the_data_set():
 
 
 def test_a_row_that_reasoning_gym_wrote_is_scored():
-    import reasoning_gym
-
     task = load_task("reasoning_gym:basic_arithmetic")
     entry = reasoning_gym.create_dataset("basic_arithmetic", seed=7, size=3)[2]
     example = task.example(entry)
@@ -71,20 +70,50 @@ def test_options_the_data_set_does_not_take_are_an_error(options):
 BAD = "__import__('os').system('touch {file}')"
 
 
-@pytest.mark.parametrize("name", ["countdown", "puzzle24", "n_queens", "simple_integration", "spiral_matrix"])
-def test_an_answer_is_never_run_as_code(tmp_path, name):
+DATASETS = reasoning_gym.factory.DATASETS
+UNMAKEABLE = {*HASH_ORDERED, "composite"}  # without another environment, or from text
+EVALUATING = [name for name in sorted(DATASETS) if name not in UNMAKEABLE and evaluates(name)]
+PAYLOADS = [
+    BAD,
+    f"[{BAD}]",
+    f'"{BAD}"',  # a literal, which sympy evaluates again
+    f'["{BAD}"]',
+    f'("{BAD}",)',
+    f'"""{BAD}"""',
+    f'"{BAD[:7]}" "{BAD[7:]}"',
+    f'b"{BAD}"',
+    f'S("{BAD}")',
+    f"x + {BAD}",
+    "getattr(__builtins__, 'open')('{file}', 'w')",
+    "open(chr(112), chr(119))",
+    "x(1)",
+    "(open)(1)",
+    "sin(1)(2)",
+    "[open][0](1)",
+    "S('{file}').x",
+]
+
+
+def test_the_scorers_that_evaluate_text_are_found():
+    some = {"countdown", "puzzle24", "n_queens", "simple_integration", "intermediate_integration"}
+    assert some < {*EVALUATING}
+    assert evaluates("composite")  # through the scorers of others
+
+
+@pytest.mark.parametrize("name", EVALUATING)
+def test_an_answer_is_never_run_as_code(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)  # where a relative name would land
     task, file = load_task(f"reasoning_gym:{name}"), tmp_path / "pwned"
     example = task.draw("train", generator(0, "gym"))
-    for answer in (
-        BAD,
-        f"[{BAD}]",
-        "getattr(__builtins__, 'open')('{file}', 'w')",
-        "S('{file}').x",
-        "9" * 600,
-    ):
+    for answer in (*PAYLOADS, "9" * 600):
         task.score(example, f"<answer>{answer.format(file=file)}</answer>")
-    assert not file.exists()
+    assert not list(tmp_path.iterdir())
     assert task.score(example, task.demonstration(example, "clean", generator(0, "d"))).correct
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_what_could_run_reaches_no_scorer_that_evaluates(payload):
+    assert not is_harmless(payload.format(file="f"))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +121,16 @@ def test_an_answer_is_never_run_as_code(tmp_path, name):
     [
         ("3*(4+5)/2", True),
         ("x**2/2 + sin(x) + C", True),
-        ("[[1, 2], ['Q', '_']]", True),
+        ("[[1, 2], [3, 4]]", True),
+        ("[[1, 2], ['Q', '_']]", False),
+        ("1.5e-3*exp(-x) + .5", True),
+        ("2*pi*sqrt(3)", True),
+        ("x__class__", False),
+        ("1.real", False),
+        ("(1).real", False),
+        ("x[0]", False),
+        ("\uff4f\uff53(1)", False),  # full-width letters, which Python reads as `os`
+        ("2(x + 1)", False),
         ("ABCDAE", True),
         ("_ Q _", True),
         ("open(1)", False),
@@ -104,8 +142,6 @@ def test_an_answer_is_never_run_as_code(tmp_path, name):
     ],
 )
 def test_what_a_scorer_may_evaluate_is_a_value(answer, harmless):
-    from d1ray.tasks.gym import is_harmless
-
     assert is_harmless(answer) is harmless
 
 
