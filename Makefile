@@ -42,7 +42,7 @@ $(BIN)/python:
 # `make test` tests what users get. The wheel is built and installed under build/installed, which PYTHONPATH puts before the
 # editable install, for the driver and for every Ray worker. pytest runs in an empty folder, because Ray puts the driver's
 # working directory first on its workers' path: from here they would import the checkout instead.
-# While developing, `.venv/bin/pytest tests/unit/test_x.py` tests the checkout itself.
+# While developing, `.venv/bin/pytest tests/rl/test_x.py` tests the checkout itself.
 build/installed/.stamp: pyproject.toml $(SOURCES) | .venv/.dev
 	@rm -rf build/installed
 	@$(PIP) install --no-deps --target build/installed .

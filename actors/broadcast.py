@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from actors.failures import ACTOR_LOST
 from actors.policy import Weights
 from actors.pool import Pool
-from d1ray.config import ClusterConfig
+from d1ray.config.cluster import ClusterConfig
 
 LONGEST_WAIT_S = 60
 

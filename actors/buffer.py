@@ -26,9 +26,9 @@ from actors.failures import (
 )
 from actors.policy import PolicyRef
 from actors.pool import Pool
-from d1ray.errors import UserError
-from d1ray.interrupt import Interrupted
+from d1ray.config.errors import UserError
 from d1ray.rl.rollout import Request
+from d1ray.run.interrupt import Interrupted
 
 LOST_TRIES, FAILED_TRIES = 5, 2  # of one call: ended by its actor's death, and by an error of its own
 PAUSE_S = 1.0  # of actors whose node's object store is full

@@ -4,7 +4,7 @@ from typing import Any
 
 import ray
 
-from d1ray.errors import RunFailed
+from d1ray.config.errors import RunFailed
 
 ACTOR_LOST = (
     ray.exceptions.RayActorError,

@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 
 from ray.util.metrics import Gauge
 
-from d1ray.metrics import gauge_of
+from d1ray.run.metrics import gauge_of
 
 REPEAT_S = 5.0  # Ray forgets a gauge that is not set for some 20 s
 Source: TypeAlias = Callable[[], Mapping[str, float]]
 
 
 class Gauges:
-    """Sets gauges named as in ``d1ray.metrics``, again and again until ``close``.
+    """Sets gauges named as in ``d1ray.run.metrics``, again and again until ``close``.
 
     Args:
         run: their label ``run``.

@@ -11,16 +11,11 @@ from torch import Tensor
 
 from actors.broadcast import Circle, Member
 from actors.policy import PolicyRef, Weights
-from d1ray.models import DiffusionLM, load_model, load_tokenizer
-from d1ray.models.lora import (
-    POLICY,
-    REFERENCE,
-    LoRAConfig,
-    adapter_tensors,
-    add_lora,
-    has_lora,
-    using_adapter,
-)
+from d1ray.config.lora import LoRAConfig
+from d1ray.models.load import load_model
+from d1ray.models.lora import POLICY, REFERENCE, adapter_tensors, add_lora, has_lora, using_adapter
+from d1ray.models.model import DiffusionLM
+from d1ray.models.tokenizer import load_tokenizer
 from d1ray.models.weights import live_tensors
 from d1ray.rl.rollout import Request, generate
 

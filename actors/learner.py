@@ -20,20 +20,23 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from actors.broadcast import Circle, Member
 from actors.failures import fetched
 from actors.policy import Parcel
-from d1ray import checkpoint, schema
-from d1ray.checkpoint import Place
-from d1ray.checkpoint_writer import CheckpointWriter
-from d1ray.config import RLConfig
+from d1ray.config.errors import DataError, RunFailed
+from d1ray.config.rl import RLConfig
 from d1ray.diffusion.likelihood import ViewLogps
-from d1ray.errors import DataError, RunFailed
-from d1ray.models import load_model, load_tokenizer, save_model
+from d1ray.models.load import load_model
 from d1ray.models.lora import add_lora, unadapted
+from d1ray.models.save import save_model
 from d1ray.models.sharding import shard, spread_like
+from d1ray.models.tokenizer import load_tokenizer
 from d1ray.models.weights import bucket_names, live_tensors, pack
+from d1ray.rl import schema
 from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw, move
-from d1ray.sft_model import start_model
+from d1ray.run import checkpoint
+from d1ray.run.checkpoint import Place
+from d1ray.run.checkpoint_writer import CheckpointWriter
+from d1ray.sft.model import start_model
 
 
 @dataclass(frozen=True)

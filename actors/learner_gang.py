@@ -15,8 +15,8 @@ from actors.learner import Learner, Standing
 from actors.placement import at, label, learner_rank, placed
 from actors.policy import PolicyRef, Weights
 from actors.pool import Pool
-from d1ray.checkpoint import Place
-from d1ray.config import Config
+from d1ray.config.run import Config
+from d1ray.run.checkpoint import Place
 
 POLL_S = 0.02
 NO_ROOM_PAUSE_S = 0.5  # between tries to hand over weights

@@ -13,8 +13,9 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from d1ray.config import ClusterConfig, Config
-from d1ray.errors import ResourceError
+from d1ray.config.cluster import ClusterConfig
+from d1ray.config.errors import ResourceError
+from d1ray.config.run import Config
 
 
 @contextmanager

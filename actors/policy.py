@@ -8,7 +8,7 @@ import ray
 from torch import Tensor
 
 from actors.failures import fetched
-from d1ray.models.lora import LoRAConfig
+from d1ray.config.lora import LoRAConfig
 from d1ray.models.weights import Bucket, copy_into
 
 

@@ -11,7 +11,7 @@ from actors.generator import Generator
 from actors.placement import at, label
 from actors.pool import Pool
 from actors.scorer import Scorer
-from d1ray.config import Config
+from d1ray.config.run import Config
 
 
 class Pools:

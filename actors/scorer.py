@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from d1ray.config import ScoringConfig
-from d1ray.tasks import Task
+from d1ray.config.evaluation import ScoringConfig
+from d1ray.rl.scoring import score_rollouts
 from d1ray.tasks.checker import Checker
-from d1ray.tasks.scoring import score_rollouts
+from d1ray.tasks.task import Task
 
 
 class Scorer:

@@ -10,18 +10,12 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from d1ray.config import Config
-from d1ray.errors import ConfigError, RunFailed, UserError
-from d1ray.evaluation_config import (
-    evaluation_config,
-    harness_config,
-    model_folder,
-    score_config,
-    with_length,
-)
-from d1ray.interrupt import Interrupted
-from d1ray.recipe import load_config, recipe_names
-from d1ray.serve_command import serve
+from d1ray.config.errors import ConfigError, RunFailed, UserError
+from d1ray.config.recipe import load_config, recipe_names
+from d1ray.config.run import Config
+from d1ray.evaluation.config import evaluation_config, harness_config, model_folder, score_config, with_length
+from d1ray.programs.serve_command import serve
+from d1ray.run.interrupt import Interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -38,7 +32,7 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run every stage the recipe names: make the model, SFT, RL, evaluation."""
     config = load_config(recipe, overrides or [])
     prepare_local_ray(config)
-    from d1ray.stages import run_recipe
+    from d1ray.programs.stages import run_recipe
 
     run_recipe(config)
 
@@ -48,7 +42,7 @@ def sft(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run the recipe up to SFT, and evaluate."""
     config = load_config(recipe, overrides or [])
     prepare_local_ray(config)
-    from d1ray.stages import run_recipe
+    from d1ray.programs.stages import run_recipe
 
     run_recipe(config, last="sft")
 
@@ -81,8 +75,9 @@ def evaluate(
     if data is not None and len(task) > 1:
         raise ConfigError("--data is one task's; evaluate the tasks one by one into the same --output")
     prepare_local_ray(configs[0])
-    from d1ray import evaluation_table, summary
-    from d1ray.evaluate_model import evaluate_model
+    from d1ray.evaluation import table as evaluation_table
+    from d1ray.programs.evaluate_model import evaluate_model
+    from d1ray.run import summary
 
     results, cells = [], []
     for config in configs:
@@ -115,7 +110,7 @@ def score(
     ] = None,
 ) -> None:
     """Score completions that exist already."""
-    from d1ray import score as program
+    from d1ray.evaluation import score as program
 
     config = score_config(task, overrides or [])
     summary = program.score_file(config.task, file, output, config.scoring, processes)
@@ -146,7 +141,7 @@ def harness(
     try:
         import lm_eval.utils
 
-        from d1ray import harness as program
+        from d1ray.evaluation import harness as program
     except ImportError as error:
         raise ConfigError(f"lm-eval is not installed ({error}); pip install 'd1ray[harness]'") from error
     asked = [task.strip() for task in tasks.split(",") if task.strip()]
@@ -197,7 +192,7 @@ def export(
     base: Annotated[str | None, typer.Option(help="the model a PEFT adapter names, e.g. a hub id")] = None,
 ) -> None:
     """Write a model as a Hugging Face folder."""
-    from d1ray.export import export as write
+    from d1ray.programs.export import export as write
 
     print(f"{write(checkpoint, folder, form, dtype, base)} -> {folder} ({form})")
 
@@ -207,7 +202,7 @@ def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check whether the cluster can run a recipe, and estimate what it takes."""
     config = load_config(recipe, overrides or [])
     prepare_local_ray(config)
-    from d1ray.doctor import as_table, examine
+    from d1ray.programs.doctor import as_table, examine
 
     findings = examine(config)
     Console().print(as_table(findings))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d1ray.diffusion.sampler_config import SamplerConfig
+from d1ray.config.sampling import SamplerConfig
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from d1ray.diffusion.estimators import GroupView
+from d1ray.diffusion.estimators.estimator import GroupView
 from d1ray.diffusion.head import head_logps
 from d1ray.diffusion.prompts import pad_prompts
-from d1ray.models import DiffusionLM
+from d1ray.models.model import DiffusionLM
 
 
 @dataclass(frozen=True)

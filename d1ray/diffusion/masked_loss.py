@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from d1ray.diffusion.head import head_logps
 from d1ray.diffusion.noise import forward_process
-from d1ray.models import DiffusionLM
+from d1ray.models.model import DiffusionLM
 from d1ray.models.sharding import device_of
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from d1ray import rng
+from d1ray.config import rng
 
 
 def forward_process(
@@ -29,7 +29,7 @@ def forward_process(
         seed: the run's seed.
         counters: position in the stream, e.g. phase and step.
         rows: indices of these rows in the whole batch, when workers share it; by default all of it.
-        stream: of the randomness (``d1ray.rng``).
+        stream: of the randomness (``d1ray.config.rng``).
         strata: draw row i's t from the i-th of so many equal parts of (0, 1), so that the rows together cover
             all of it and their mean loss varies less.
 

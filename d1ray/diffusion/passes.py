@@ -17,7 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from d1ray.models import DiffusionLM, KVCache
+from d1ray.models.cache import KVCache
+from d1ray.models.model import DiffusionLM
 
 
 class Passes:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from d1ray.config.sampling import SamplerConfig
 from d1ray.diffusion.categorical import draw
 from d1ray.diffusion.decoding import DECODINGS, Prediction
-from d1ray.diffusion.sampler_config import SamplerConfig
-from d1ray.models import DiffusionLM
+from d1ray.models.model import DiffusionLM
 
 LOGITS_BYTES = 32 * 1024**2  # of fp32 logits held at once; a chunk needs a few times this
 

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d1ray import rng
+from d1ray.config import rng
+from d1ray.config.sampling import SamplerConfig
 from d1ray.diffusion.arguments import Seed, read_prompts, read_seeds
 from d1ray.diffusion.decoding import choose, draws_positions
 from d1ray.diffusion.passes import Passes
 from d1ray.diffusion.prompts import Ids, pad_prompts
 from d1ray.diffusion.proposal import propose
-from d1ray.diffusion.sampler_config import SamplerConfig
 from d1ray.diffusion.schedule import commit_counts
-from d1ray.models import DiffusionLM
+from d1ray.models.model import DiffusionLM
 
 
 @dataclass(frozen=True)

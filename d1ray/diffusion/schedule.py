@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from d1ray.diffusion.sampler_config import SamplerConfig
+from d1ray.config.sampling import SamplerConfig
 
 
 def commit_counts(config: SamplerConfig) -> list[int]:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from d1ray import rng
+from d1ray.config import rng
 from d1ray.diffusion.likelihood import View, token_logps
-from d1ray.models import DiffusionLM
+from d1ray.models.model import DiffusionLM
 
 
 def masked_sets(length: int, samples: int, seed: int, *counters: int) -> NDArray[np.bool_]:

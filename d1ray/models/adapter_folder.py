@@ -10,9 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from d1ray.errors import ModelError
+from d1ray.config.errors import ModelError
+from d1ray.config.lora import LoRAConfig
 from d1ray.models.hub import ALL_FILES, model_folder
-from d1ray.models.lora import POLICY, LoRAConfig, adapter_tensors, add_lora, require_adapter, targeted
+from d1ray.models.lora import POLICY, adapter_tensors, add_lora, require_adapter, targeted
 from d1ray.models.model import DiffusionLM
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

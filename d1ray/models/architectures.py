@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d1ray.errors import ModelError
+from d1ray.config.errors import ModelError
 from d1ray.models.adapter_folder import base_folder, is_adapter_folder
 from d1ray.models.config import DiffusionConfig
 from d1ray.models.dream import Dream

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from d1ray.errors import ModelError
-from d1ray.settings import HUB_ID
+from d1ray.config.errors import ModelError
+from d1ray.config.settings import HUB_ID
 
 # Never code, never pickle. Text first: a tokenizer or a configuration needs no gigabytes of weights.
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")

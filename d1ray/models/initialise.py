@@ -5,7 +5,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from d1ray import rng
+from d1ray.config import rng
 from d1ray.models.model import DiffusionLM
 
 EMBEDDINGS = (".wte.weight", ".embed_tokens.weight")

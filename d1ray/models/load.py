@@ -9,11 +9,12 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from accelerate.utils import set_module_tensor_to_device  # type: ignore[import-untyped]
 from safetensors import SafetensorError, safe_open
 
-from d1ray.errors import ModelError
+from d1ray.config.errors import ModelError
+from d1ray.config.lora import LoRAConfig
 from d1ray.models.adapter_folder import base_folder, check_adapter, is_adapter_folder, load_adapter
 from d1ray.models.architectures import Architecture, config_values, configuration
 from d1ray.models.hub import TEXT_FILES, model_folder
-from d1ray.models.lora import LoRAConfig, targeted, unadapted
+from d1ray.models.lora import targeted, unadapted
 from d1ray.models.model import DiffusionLM
 
 WEIGHTS = "model.safetensors"

@@ -18,31 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from d1ray import rng
-from d1ray.errors import ModelError
+from d1ray.config import rng
+from d1ray.config.errors import ModelError
+from d1ray.config.lora import LoRAConfig
 from d1ray.models.model import DiffusionLM
-from d1ray.settings import PositiveInt, Strict
 
 if TYPE_CHECKING:  # PEFT takes seconds to import: actors that have no adapter start without it
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
 POLICY, REFERENCE = "policy", "reference"
-
-
-class LoRAConfig(Strict):
-    """The adapters' size and place. The defaults are those of d1's RL stage (Appendix B)."""
-
-    r: PositiveInt = Field(128, description="rank")
-    alpha: PositiveInt = Field(64, description="B A is scaled by alpha / r")
-    targets: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "up_proj"),
-        min_length=1,
-        description="the projections that get an adapter",
-    )
 
 
 def add_lora(model: DiffusionLM, config: LoRAConfig, seed: int = 0, name: str = POLICY) -> DiffusionLM:

@@ -9,7 +9,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from d1ray.errors import ModelError
+from d1ray.config.errors import ModelError
 from d1ray.models.adapter_folder import ADAPTER_CONFIG
 from d1ray.models.load import INDEX
 from d1ray.models.lora import has_lora

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from d1ray.models.lora import LoRAConfig, add_lora
+from d1ray.config.lora import LoRAConfig
+from d1ray.models.lora import add_lora
 from d1ray.models.model import DiffusionLM
 
 if TYPE_CHECKING:  # seconds to import: a process that shares nothing starts without it

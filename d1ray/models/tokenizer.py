@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from d1ray.errors import ModelError
+from d1ray.config.errors import ModelError
 from d1ray.models.architectures import config_values
 from d1ray.models.hub import TEXT_FILES, model_folder
 

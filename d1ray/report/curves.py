@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from d1ray.metrics import FAMILY, METRICS
 from d1ray.report.runs import Run, evenly
 from d1ray.report.statistics import SHARES, StepStatistics, mean_band, share_band
-from d1ray.summary import Interval, wilson
+from d1ray.run.metrics import FAMILY, METRICS
+from d1ray.run.summary import Interval, wilson
 
 MOST_POINTS = 1000  # of one curve
 Point: TypeAlias = tuple[int, float, float | None, float | None]  # step, value, lower and upper bound
@@ -22,7 +22,7 @@ OF_MEANS = "95 %, mean ± 1.96 standard errors over the step's prompts"
 
 @dataclass(frozen=True)
 class Chart:
-    """How a metric of the RL stage is shown; ``d1ray.metrics`` says what it means."""
+    """How a metric of the RL stage is shown; ``d1ray.run.metrics`` says what it means."""
 
     key: str
     title: str

@@ -4,11 +4,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from d1ray.errors import UserError
+from d1ray.config.errors import UserError
 from d1ray.report.page import page
 from d1ray.report.runs import read_runs
 from d1ray.report.trace import write_trace
-from d1ray.run_folder import write_atomically
+from d1ray.run.folder import write_atomically
 
 MOST_RUNS = 8  # colours that can be told apart
 

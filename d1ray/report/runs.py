@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from d1ray.errors import DataError, UserError
-from d1ray.run_folder import read_rows
+from d1ray.config.errors import DataError, UserError
+from d1ray.run.folder import read_rows
 
 Row: TypeAlias = dict[str, Any]
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from d1ray.errors import UserError
-from d1ray.models import load_tokenizer, read_config
+from d1ray.config.errors import UserError
+from d1ray.models.architectures import read_config
+from d1ray.models.tokenizer import load_tokenizer
 from d1ray.report.runs import Run, evenly, note, read_table, step_of
 from d1ray.report.signs import SIGNS, count_signs
 from d1ray.report.statistics import MOST_STEPS, groups_of

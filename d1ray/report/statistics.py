@@ -7,10 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from d1ray.evaluation_samples import interval
+from d1ray.evaluation.samples import interval
 from d1ray.report.runs import Run, evenly, read_table, step_of
 from d1ray.report.signs import SIGNS, count_signs
-from d1ray.summary import Interval, wilson
+from d1ray.run.summary import Interval, wilson
 
 MOST_STEPS = 200  # whose completions are read: the report of a long run is ready within seconds
 SHARES = {

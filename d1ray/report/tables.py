@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from d1ray.config.kinds import load_algorithm
 from d1ray.report.runs import Run
 from d1ray.report.statistics import StepStatistics
-from d1ray.rl.algorithms import load_algorithm
-from d1ray.summary import Interval, StageResult, stage_labels
+from d1ray.run.summary import Interval, StageResult, stage_labels
 
 PHASES = ("load", "generate", "logprob", "score", "learn", "publish")
 NOT_COMPARED = ("run_dir", "about")

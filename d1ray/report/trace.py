@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from d1ray.errors import UserError
+from d1ray.config.errors import UserError
 from d1ray.report.runs import Run, read_table, step_of
 from d1ray.report.statistics import groups_of
-from d1ray.run_folder import write_atomically
+from d1ray.run.folder import write_atomically
 
 Event: TypeAlias = dict[str, Any]
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from d1ray.diffusion.estimators import AnyEstimator, Estimator
+from d1ray.config.settings import Named
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.estimator import Estimator
 from d1ray.rl.advantage import ADVANTAGES, AdvantageName
-from d1ray.settings import Strict
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,14 @@ class Loss:
     metrics: Mapping[str, Tensor]
 
 
-class Algorithm(Strict):
-    """An algorithm and its settings. Subclasses are registered in ``d1ray.rl.algorithms``."""
+class Algorithm(Named):
+    """An algorithm and its settings. Subclasses are registered in ``d1ray.config.kinds``."""
 
     estimators: ClassVar[tuple[str, ...]]  # names of the estimators the loss makes sense with
     mixes_views: ClassVar[bool] = False  # True: the loss is not a sum over views
     needs_old: ClassVar[bool] = True  # False: the loss uses no log-probabilities of the sampling policy
     weighs_importance: ClassVar[bool] = False  # True: the loss heeds ``Terms.behaviour``
 
-    name: str
     estimator: AnyEstimator
     advantage: AdvantageName = Field("mean", description="what a completion's reward is compared with")
 

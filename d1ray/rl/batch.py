@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d1ray.diffusion.estimators import Group
+from d1ray.diffusion.estimators.estimator import Group
 
 
 @dataclass(frozen=True)

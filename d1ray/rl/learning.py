@@ -6,9 +6,9 @@ import math
 import numpy as np
 import torch
 
-from d1ray.config import RLConfig
+from d1ray.config.rl import RLConfig
 from d1ray.diffusion.likelihood import ViewLogps
-from d1ray.models import DiffusionLM
+from d1ray.models.model import DiffusionLM
 from d1ray.rl.batch import Batch
 from d1ray.rl.optimizer import learning_rate, optimizer_step
 from d1ray.rl.proximal import with_proximal

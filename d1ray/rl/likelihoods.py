@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d1ray.diffusion import Group, GroupView, Samples, View, join_views, token_logps
-from d1ray.diffusion.likelihood import split_rows
-from d1ray.models import DiffusionLM
+from d1ray.diffusion.estimators.estimator import Group, GroupView
+from d1ray.diffusion.likelihood import View, join_views, split_rows, token_logps
+from d1ray.diffusion.sampler import Samples
+from d1ray.models.model import DiffusionLM
 from d1ray.rl.batch import up_to_first_eos
 
 

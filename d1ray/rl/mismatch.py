@@ -15,24 +15,13 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat
 
-from d1ray.diffusion import Group, SamplerConfig
-from d1ray.diffusion.estimators import Trajectory
+from d1ray.config.sampling import SamplerConfig
+from d1ray.diffusion.estimators.estimator import Group
+from d1ray.diffusion.estimators.trajectory import Trajectory
 from d1ray.diffusion.schedule import commit_counts
-from d1ray.models import DiffusionLM
+from d1ray.models.model import DiffusionLM
 from d1ray.rl.likelihoods import group_logps
-from d1ray.settings import PositiveInt, Strict
-
-
-class MismatchConfig(Strict):
-    """When fast decoding is measured, and how far it may stray. Without a limit it is only a metric."""
-
-    every: PositiveInt = Field(16, description="one group in this many is measured, if decoding is fast")
-    rollouts: PositiveInt = Field(1, description="completions measured of such a group")
-    limit: PositiveFloat | None = Field(
-        None, description="nats a token above which rollouts are decoded exactly; null: never"
-    )
 
 
 def is_fast(sampling: SamplerConfig) -> bool:

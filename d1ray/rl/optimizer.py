@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from d1ray.config import OptimizerConfig
+from d1ray.config.optimizer import OptimizerConfig
 from d1ray.models.sharding import whole
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from d1ray.config import RLConfig
+from d1ray.config.rl import RLConfig
 from d1ray.diffusion.likelihood import ViewLogps
-from d1ray.models import DiffusionLM
+from d1ray.models.model import DiffusionLM
 from d1ray.models.sharding import ranks
 from d1ray.rl.batch import Batch
 from d1ray.rl.likelihoods import view_logps

@@ -15,13 +15,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from d1ray import schema
-from d1ray.config import RLConfig
-from d1ray.diffusion import Group, GroupView, SamplerConfig, Samples, sample
-from d1ray.models import DiffusionLM, decode_completion
+from d1ray.config.rl import RLConfig
+from d1ray.config.sampling import SamplerConfig
+from d1ray.diffusion.estimators.estimator import Group, GroupView
+from d1ray.diffusion.sampler import Samples, sample
+from d1ray.models.chat import decode_completion
+from d1ray.models.model import DiffusionLM
+from d1ray.rl import schema
 from d1ray.rl.likelihoods import group_logps, group_of
 from d1ray.rl.mismatch import exact_sampling, is_fast, mismatch
-from d1ray.tasks.scoring import example_to_json
+from d1ray.rl.scoring import example_to_json
 from d1ray.tasks.task import Example
 
 

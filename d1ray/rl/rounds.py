@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from d1ray.config import RLConfig
-from d1ray.diffusion import GroupView, View, join_views
-from d1ray.diffusion.likelihood import ViewLogps
-from d1ray.models import DiffusionLM
+from d1ray.config.rl import RLConfig
+from d1ray.diffusion.estimators.estimator import GroupView
+from d1ray.diffusion.likelihood import View, ViewLogps, join_views
+from d1ray.models.model import DiffusionLM
 from d1ray.models.sharding import device_of
 from d1ray.rl.batch import Batch
 

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from d1ray.config import RLConfig
-from d1ray.diffusion import GroupView
+from d1ray.config.rl import RLConfig
+from d1ray.diffusion.estimators.estimator import GroupView
 from d1ray.diffusion.likelihood import ViewLogps, split_rows
-from d1ray.models import DiffusionLM
+from d1ray.models.model import DiffusionLM
 from d1ray.models.sharding import is_sharded, ranks
 from d1ray.rl.algorithm import Algorithm, Terms, Totals
 from d1ray.rl.batch import Batch

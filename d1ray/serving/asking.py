@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from d1ray.diffusion.sampler_config import SamplerConfig
-from d1ray.models import DiffusionConfig
+from d1ray.config.sampling import SamplerConfig
+from d1ray.models.config import DiffusionConfig
 from d1ray.serving.config import ServeConfig
 from d1ray.serving.generation import Generation
 from d1ray.serving.protocol import ChatRequest, CompletionRequest, DiffusionOptions, Message, Sampled

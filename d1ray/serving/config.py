@@ -6,9 +6,9 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from d1ray.diffusion.sampler_config import DecodingName, SamplerConfig
-from d1ray.errors import ConfigError
-from d1ray.settings import AbsolutePath, LocalOrHub, PositiveInt, Probability, Strict
+from d1ray.config.errors import ConfigError
+from d1ray.config.sampling import DecodingName, SamplerConfig
+from d1ray.config.settings import AbsolutePath, LocalOrHub, PositiveInt, Probability, Strict
 
 
 class ReplicasConfig(Strict):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d1ray.diffusion.decoding import DECODINGS, choose
 from d1ray.diffusion.proposal import LOGITS_BYTES, predict
-from d1ray.models import KVCache
+from d1ray.models.cache import KVCache
 from d1ray.serving.row import Commit, Row
 from d1ray.serving.rowwise import rowwise_linear
 from d1ray.serving.weights import Weights

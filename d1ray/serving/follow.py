@@ -9,9 +9,9 @@ from pathlib import Path
 import yaml
 from upath import UPath
 
-from d1ray import checkpoint
-from d1ray.errors import ModelError
-from d1ray.evaluation_config import model_folder
+from d1ray.config.errors import ModelError
+from d1ray.evaluation.config import model_folder
+from d1ray.run import checkpoint
 from d1ray.serving.config import ServeConfig
 from d1ray.serving.engine import Engine
 from d1ray.serving.weights import Weights, load_weights

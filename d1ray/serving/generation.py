@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from d1ray.diffusion.sampler_config import SamplerConfig
+from d1ray.config.sampling import SamplerConfig
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
-from d1ray.evaluation_config import model_folder
-from d1ray.models import load_tokenizer
+from d1ray.evaluation.config import model_folder
+from d1ray.models.tokenizer import load_tokenizer
 from d1ray.serving.api import create_app
 from d1ray.serving.asking import Asking
 from d1ray.serving.config import ServeConfig, read_keys

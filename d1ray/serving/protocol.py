@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from d1ray.diffusion.sampler_config import DecodingName
+from d1ray.config.sampling import DecodingName
 
 T = TypeVar("T")
 LARGEST = 2**63 - 1

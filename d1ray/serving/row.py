@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from d1ray import rng
+from d1ray.config import rng
+from d1ray.config.sampling import ADAPTIVE, SamplerConfig
 from d1ray.diffusion.decoding import draws_positions
-from d1ray.diffusion.sampler_config import ADAPTIVE, SamplerConfig
 from d1ray.diffusion.schedule import commit_counts
-from d1ray.models import KVCache
+from d1ray.models.cache import KVCache
 from d1ray.serving.weights import Weights
 
 

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d1ray.errors import ModelError
-from d1ray.models import DiffusionLM, check_weights, load_model
+from d1ray.config.errors import ModelError
+from d1ray.models.load import check_weights, load_model
+from d1ray.models.model import DiffusionLM
 from d1ray.serving.rowwise import make_rowwise, rowwise_fault
 
 SAMPLED = 64 * 1024  # bytes of each end of a file that a version takes in

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from d1ray.errors import DataError
+from d1ray.config.errors import DataError
 from d1ray.tasks.answers import final_answer, tagged
 from d1ray.tasks.countdown_search import OPERATIONS, random_expression, solve
 from d1ray.tasks.expression import ExpressionError, parse_expression

@@ -14,11 +14,12 @@ from typing import Any
 from d1ray.tasks.task import Task
 
 
-def task_class(path: Path) -> type[Task]:
-    """The task that ``path`` defines.
+def task_class(name: str) -> type[Task]:
+    """The task that the file ``name`` defines.
 
     Raises ``ValueError`` (``task.name: ...``): no such file, an error in it, or not exactly one task.
     """
+    path = Path(name)
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from d1ray.errors import DataError
+from d1ray.config.errors import DataError
 from d1ray.tasks.answers import MAX_ANSWER, final_answer, tagged
 from d1ray.tasks.task import DemonstrationStyle, Example, Score, Split, Task
 
@@ -137,6 +137,11 @@ class ReasoningGym(Task):
 
     def _options(self) -> str:
         return json.dumps(dict(self.options))
+
+
+def gym_class(name: str) -> type[Task]:
+    """One class for all data sets."""
+    return ReasoningGym
 
 
 def is_harmless(answer: str) -> bool:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from d1ray.errors import DataError
+from d1ray.config.errors import DataError
 
 
 def hub_rows(source: Path | str, subset: str | None = None) -> dict[str, list[tuple[str, dict[str, Any]]]]:

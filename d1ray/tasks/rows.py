@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from d1ray.errors import DataError
+from d1ray.config.errors import DataError
 from d1ray.tasks.task import Example, Task
 from d1ray.tasks.verl import from_verl, is_verl
 

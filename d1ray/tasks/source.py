@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from d1ray.errors import DataError
-from d1ray.rng import generator
-from d1ray.settings import HUB_ID
+from d1ray.config.errors import DataError
+from d1ray.config.rng import generator
+from d1ray.config.settings import HUB_ID
 from d1ray.tasks.hub_data import hub_rows
 from d1ray.tasks.rows import SUFFIXES, Row, examples_of, load_rows
 from d1ray.tasks.task import Example, Split, Task

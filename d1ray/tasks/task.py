@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from d1ray.config.settings import Named
+from d1ray.config.sft import DemonstrationStyle as DemonstrationStyle  # tasks ask for it here
 from d1ray.tasks.answers import until_end
 
 Split = Literal["train", "validation", "test"]
-DemonstrationStyle = Literal["clean", "corrupted"]
 Failure = Literal["", "timeout", "crash"]
 
 
@@ -63,18 +64,16 @@ def split_by_hash(key: str, parts: int) -> Split:
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
 
 
-class Task(BaseModel):
-    """A task and its options. Subclasses are registered in ``d1ray.tasks``; options are fields.
+class Task(Named):
+    """A task and its options. Subclasses are registered in ``d1ray.config.kinds``; options are fields.
 
     A subclass is one short file. Its ``judge`` answers any completion, however malformed, with a ``Score``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     placeholders: ClassVar[tuple[str, ...]] = ()  # names that every template holds, e.g. "puzzle"
     rewards: ClassVar[tuple[str, ...]] = ()  # names of the components that ``judge`` gives
     hub: ClassVar[tuple[str, str | None] | None] = None  # data set on the hub, and which of its subsets
 
-    name: str
     template: str = Field(description="the user's turn, with {placeholders}")
     prefill: str = Field("", description="what the assistant's turn begins with, e.g. <reasoning>")
     weights: Mapping[str, float] = Field({}, description="factor of each reward component; 1 where not given")

@@ -9,9 +9,11 @@ import time
 import numpy as np
 import pytest
 
-from d1ray.diffusion import Group
-from d1ray.diffusion.estimators import OneStep
-from d1ray.models import LLaDA, LLaDAConfig, initialise
+from d1ray.diffusion.estimators.estimator import Group
+from d1ray.diffusion.estimators.one_step import OneStep
+from d1ray.models.initialise import initialise
+from d1ray.models.llada import LLaDA
+from d1ray.models.llada_config import LLaDAConfig
 from d1ray.rl.likelihoods import group_logps
 
 PROMPT, LENGTH, GROUP, MASKS, ROUNDS = 128, 256, 6, 12, 3

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import ray
 
-from d1ray.config import Config
-from d1ray.recipe import load_config
-from d1ray.recipe_model import make_model
+from d1ray.config.recipe import load_config
+from d1ray.config.run import Config
+from d1ray.models.make import make_model
 
 STEPS, FIRST, WIDTH = 300, 100, 20  # compared: the means of WIDTH steps up to FIRST and up to STEPS
 KINDS = ("driver", "Learner", "Generator", "Scorer")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from d1ray.config import Config
+from d1ray.config.run import Config
 
 STEPS, SKIPPED, TARGET = 14, 4, 1.3
 SETTINGS = [

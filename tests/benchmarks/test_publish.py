@@ -16,8 +16,8 @@ from actors.generator import Generator
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools
-from d1ray.recipe import load_config
-from d1ray.recipe_model import make_model
+from d1ray.config.recipe import load_config
+from d1ray.models.make import make_model
 
 ROUNDS, WARM, TARGET = 9, 4, 0.3  # the store's pages are new to it in the first rounds
 SETTINGS = [

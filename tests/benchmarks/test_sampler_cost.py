@@ -10,8 +10,11 @@ import time
 import pytest
 import torch
 
-from d1ray.diffusion import SamplerConfig, sample
-from d1ray.models import LLaDA, LLaDAConfig, initialise
+from d1ray.config.sampling import SamplerConfig
+from d1ray.diffusion.sampler import sample
+from d1ray.models.initialise import initialise
+from d1ray.models.llada import LLaDA
+from d1ray.models.llada_config import LLaDAConfig
 
 VOCABULARY, PROMPT, ROWS, STEPS, ROUNDS = 2048, 128, 6, 128, 3
 TARGETS = {"none": 0.85, "prefix": 0.35, "dual": 0.18}

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from d1ray.tasks import load_task
+from d1ray.config.kinds import load_task
 from d1ray.tasks.checker import Checker
 
 REASONING = "<reasoning>\n" + "We add 20 and 23, which gives 43, and go on. " * 20 + "\n</reasoning>\n"

@@ -12,7 +12,7 @@ import torch
 
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
-from d1ray.config import Config
+from d1ray.config.run import Config
 
 ConfigOf = Callable[..., Config]
 Weights = dict[str, torch.Tensor]

@@ -15,9 +15,9 @@ from actors.learner_gang import LearnerGang
 from actors.placement import shared_places
 from actors.pool import Pool
 from actors.pools import Pools
-from d1ray.config import Config
-from d1ray.doctor import examine
-from d1ray.recipe import load_config
+from d1ray.config.recipe import load_config
+from d1ray.config.run import Config
+from d1ray.programs.doctor import examine
 
 ConfigOf = Callable[..., Config]
 COLOCATED = [

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from d1ray import checkpoint, cli
+from d1ray import cli
+from d1ray.run import checkpoint
 
 SmallRun = Callable[..., list[str]]
 DEADLINE_S = 240

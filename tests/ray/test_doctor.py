@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from d1ray.doctor import examine
-from d1ray.recipe import load_config
+from d1ray.config.recipe import load_config
+from d1ray.programs.doctor import examine
 
 
 def outcomes(findings: list) -> dict[str, str]:

@@ -11,8 +11,8 @@ import torch
 
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
-from d1ray.config import Config
-from d1ray.run_folder import RunFolder
+from d1ray.config.run import Config
+from d1ray.run.folder import RunFolder
 
 GONE_WITHIN_S = 30
 

@@ -12,17 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d1ray.config import Config
-from d1ray.demonstrations import Demonstrations, Phase
-from d1ray.diffusion import MaskedDiffusionLoss
-from d1ray.masked_training import training_step, validation_loss
-from d1ray.models import load_model, load_tokenizer
+from d1ray.config.recipe import load_config
+from d1ray.config.run import Config
+from d1ray.diffusion.masked_loss import MaskedDiffusionLoss
+from d1ray.models.load import load_model
 from d1ray.models.lora import add_lora, unadapted
-from d1ray.progress import Progress
-from d1ray.recipe import load_config
+from d1ray.models.tokenizer import load_tokenizer
+from d1ray.programs.stages import supervised_stages
 from d1ray.rl.optimizer import adamw
-from d1ray.run_folder import RunFolder
-from d1ray.stages import supervised_stages
+from d1ray.run.folder import RunFolder
+from d1ray.run.progress import Progress
+from d1ray.sft.demonstrations import Demonstrations, Phase
+from d1ray.sft.masked_training import training_step, validation_loss
 
 Sft: TypeAlias = Callable[..., Config]
 

@@ -23,23 +23,26 @@ from actors.buffer import RolloutBuffer
 from actors.failures import RolloutError
 from actors.policy import policy_of_folder
 from actors.pools import Pools
-from d1ray import checkpoint, schema, train
-from d1ray.config import Config
-from d1ray.demonstrations import Demonstrations, Phase
-from d1ray.diffusion import MaskedDiffusionLoss
-from d1ray.evaluate import evaluate, held_out_prompts
-from d1ray.interrupt import GivenUp, Interrupted
-from d1ray.masked_training import training_step
-from d1ray.metrics import FAMILY, METRICS
-from d1ray.models import load_model, load_tokenizer
-from d1ray.progress import Progress
-from d1ray.recipe import load_config
+from d1ray.config.recipe import load_config
+from d1ray.config.run import Config
+from d1ray.diffusion.masked_loss import MaskedDiffusionLoss
+from d1ray.models.load import load_model
+from d1ray.models.tokenizer import load_tokenizer
+from d1ray.programs import train
+from d1ray.programs.evaluate import evaluate, held_out_prompts
+from d1ray.programs.stages import run_recipe, supervised_stages
 from d1ray.report.runs import read_runs
 from d1ray.report.trace import trace_events
+from d1ray.rl import schema
 from d1ray.rl.optimizer import adamw
 from d1ray.rl.rollout import Request
-from d1ray.run_folder import RunFolder
-from d1ray.stages import run_recipe, supervised_stages
+from d1ray.run import checkpoint
+from d1ray.run.folder import RunFolder
+from d1ray.run.interrupt import GivenUp, Interrupted
+from d1ray.run.metrics import FAMILY, METRICS
+from d1ray.run.progress import Progress
+from d1ray.sft.demonstrations import Demonstrations, Phase
+from d1ray.sft.masked_training import training_step
 from d1ray.tasks.source import open_data
 
 

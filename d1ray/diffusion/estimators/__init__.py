@@ -4,38 +4,21 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from d1ray.diffusion.estimators.block_bounds import BlockBounds
-from d1ray.diffusion.estimators.coupled import Coupled
-from d1ray.diffusion.estimators.elbo import Elbo
-from d1ray.diffusion.estimators.estimator import Estimator, Group, GroupView
-from d1ray.diffusion.estimators.one_step import OneStep
-from d1ray.diffusion.estimators.random_ratio import RandomRatio
-from d1ray.diffusion.estimators.trajectory import Trajectory
-from d1ray.registry import load_named
+from d1ray.config.exports import on_demand
+from d1ray.config.registry import Kinds
+from d1ray.diffusion.estimators.estimator import Estimator
 
-__all__ = [
-    "ESTIMATORS",
-    "AnyEstimator",
-    "BlockBounds",
-    "Coupled",
-    "Elbo",
-    "Estimator",
-    "Group",
-    "GroupView",
-    "OneStep",
-    "RandomRatio",
-    "Trajectory",
-    "load_estimator",
-]
-
-ESTIMATORS: dict[str, type[Estimator]] = {
-    "one_step": OneStep,
-    "random_ratio": RandomRatio,
-    "coupled": Coupled,
-    "elbo": Elbo,
-    "block_bounds": BlockBounds,
-    "trajectory": Trajectory,
-}
+ESTIMATORS: Kinds[Estimator] = Kinds(
+    "estimator",
+    {
+        "one_step": "d1ray.diffusion.estimators.one_step:OneStep",
+        "random_ratio": "d1ray.diffusion.estimators.random_ratio:RandomRatio",
+        "coupled": "d1ray.diffusion.estimators.coupled:Coupled",
+        "elbo": "d1ray.diffusion.estimators.elbo:Elbo",
+        "block_bounds": "d1ray.diffusion.estimators.block_bounds:BlockBounds",
+        "trajectory": "d1ray.diffusion.estimators.trajectory:Trajectory",
+    },
+)
 
 
 def load_estimator(value: Any) -> Estimator:
@@ -47,7 +30,19 @@ def load_estimator(value: Any) -> Estimator:
         >>> load_estimator({"name": "one_step", "prompt_mask_prob": 0.3}).prompt_mask_prob
         0.3
     """
-    return load_named("estimator", ESTIMATORS, value)
+    return ESTIMATORS.load(value)
 
 
 AnyEstimator = Annotated[SerializeAsAny[Estimator], BeforeValidator(load_estimator)]
+
+__getattr__ = on_demand(
+    {
+        "diffusion.estimators.block_bounds": "BlockBounds",
+        "diffusion.estimators.coupled": "Coupled",
+        "diffusion.estimators.elbo": "Elbo",
+        "diffusion.estimators.estimator": "Group GroupView",
+        "diffusion.estimators.one_step": "OneStep",
+        "diffusion.estimators.random_ratio": "RandomRatio",
+        "diffusion.estimators.trajectory": "Trajectory",
+    }
+)

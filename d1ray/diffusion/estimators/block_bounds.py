@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from d1ray import rng
+from d1ray.config import rng
+from d1ray.config.settings import PositiveInt, Probability
 from d1ray.diffusion.estimators.estimator import Group
 from d1ray.diffusion.estimators.subsets import SubsetEstimator, Subsets, random_subsets, subsets_of_size
-from d1ray.settings import PositiveInt, Probability
 
 
 class BlockBounds(SubsetEstimator):

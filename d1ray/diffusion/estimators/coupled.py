@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from d1ray import rng
+from d1ray.config import rng
 from d1ray.diffusion.estimators.subsets import SubsetEstimator, Subsets, not_below_low, random_subsets
 
 Inside = Annotated[float, Field(gt=0, lt=1)]

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from d1ray import rng
+from d1ray.config import rng
+from d1ray.config.settings import PositiveInt
 from d1ray.diffusion.estimators.subsets import SubsetEstimator, Subsets, subsets_of_size
-from d1ray.settings import PositiveInt
 
 
 class Elbo(SubsetEstimator):

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from d1ray.config.settings import Named, Probability
 from d1ray.diffusion.noise import prompt_mask
-from d1ray.settings import Probability, Strict
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,9 @@ class GroupView:
     weights: NDArray[np.float32]
 
 
-class Estimator(Strict):
+class Estimator(Named):
     """An estimator and its settings. Subclasses are registered in ``d1ray.diffusion.estimators``."""
 
-    name: str
     prompt_mask_prob: Probability = Field(0.0, description="prompt tokens hidden in every view")
 
     @property

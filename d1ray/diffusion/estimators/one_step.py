@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from d1ray.config.settings import Probability
 from d1ray.diffusion.estimators.estimator import Estimator, Group, GroupView
-from d1ray.settings import Probability
 
 
 class OneStep(Estimator):

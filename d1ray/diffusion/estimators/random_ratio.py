@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from d1ray import rng
+from d1ray.config import rng
+from d1ray.config.settings import PositiveInt, Probability
 from d1ray.diffusion.estimators.subsets import SubsetEstimator, Subsets, not_below_low, random_subsets
-from d1ray.settings import PositiveInt, Probability
 
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly however many there are
 

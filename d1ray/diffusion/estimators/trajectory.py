@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from d1ray.config.settings import PositiveInt
 from d1ray.diffusion.estimators.estimator import Estimator, Group, GroupView, per_completion_view
-from d1ray.settings import PositiveInt
 
 
 class Trajectory(Estimator):

@@ -19,7 +19,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, PositiveFloat
 
-from d1ray.diffusion.estimators import AnyEstimator, Elbo
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.elbo import Elbo
 from d1ray.rl.advantage import AdvantageName
 from d1ray.rl.algorithm import Algorithm, Loss, Terms
 from d1ray.rl.clipped import bounded_exp, clipped_surrogate

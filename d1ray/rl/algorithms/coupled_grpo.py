@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from d1ray.diffusion.estimators import AnyEstimator, Coupled
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.coupled import Coupled
 from d1ray.rl.advantage import AdvantageName
 from d1ray.rl.algorithm import Loss, Terms
 from d1ray.rl.algorithms.token_clipped import TokenClipped

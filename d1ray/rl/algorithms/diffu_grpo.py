@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from d1ray.diffusion.estimators import AnyEstimator, OneStep
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.one_step import OneStep
 from d1ray.rl.algorithm import Loss, Terms
 from d1ray.rl.algorithms.token_clipped import TokenClipped
 

@@ -7,7 +7,8 @@ EOS; here n is the tokens up to the first EOS, in the masks, the ratio and the K
 
 from typing import Literal
 
-from d1ray.diffusion.estimators import AnyEstimator, Elbo
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.elbo import Elbo
 from d1ray.rl.advantage import AdvantageName
 from d1ray.rl.algorithms.sequence_clipped import SequenceClipped
 

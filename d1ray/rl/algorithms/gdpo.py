@@ -8,7 +8,8 @@ does not depend on the length. Its KL estimate is open; k2 as in ESPO makes the 
 
 from typing import Literal
 
-from d1ray.diffusion.estimators import AnyEstimator, Elbo
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.elbo import Elbo
 from d1ray.rl.algorithms.sequence_clipped import SequenceClipped
 
 

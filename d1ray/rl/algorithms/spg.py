@@ -20,9 +20,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from d1ray.diffusion.estimators import AnyEstimator, BlockBounds
+from d1ray.config.settings import Probability
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.block_bounds import BlockBounds
 from d1ray.rl.algorithm import Algorithm, Loss, Terms
-from d1ray.settings import Probability
 
 
 class SPG(Algorithm):

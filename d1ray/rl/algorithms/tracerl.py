@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from d1ray.diffusion.estimators import AnyEstimator, Trajectory
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.trajectory import Trajectory
 from d1ray.rl.advantage import AdvantageName
 from d1ray.rl.algorithm import Loss, Terms
 from d1ray.rl.algorithms.token_clipped import TokenClipped

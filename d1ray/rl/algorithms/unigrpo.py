@@ -9,7 +9,8 @@ update and divides by |o_i|; only masked tokens have a value, so |M_iv| is meant
 
 from typing import ClassVar, Literal
 
-from d1ray.diffusion.estimators import AnyEstimator, RandomRatio
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.random_ratio import RandomRatio
 from d1ray.rl.advantage import AdvantageName
 from d1ray.rl.algorithm import Loss, Terms
 from d1ray.rl.algorithms.token_clipped import TokenClipped

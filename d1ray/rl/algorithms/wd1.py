@@ -13,7 +13,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
-from d1ray.diffusion.estimators import AnyEstimator, OneStep
+from d1ray.diffusion.estimators import AnyEstimator
+from d1ray.diffusion.estimators.one_step import OneStep
 from d1ray.rl.algorithm import Algorithm, Loss, Terms
 
 

@@ -1,0 +1,1 @@
+"""A run: its folder, checkpoints, metrics, display, and how it ends."""

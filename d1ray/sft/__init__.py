@@ -1,0 +1,1 @@
+"""Supervised masked-diffusion training: demonstrations, the step, the model it starts from."""

@@ -1,0 +1,202 @@
+"""Whole nodes die and join: the run goes on on the others, and ends with the same weights."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SETTINGS = [
+    "cluster.generator_cpus=0.25",
+    "cluster.scorer_cpus=0.25",
+    "cluster.learner_cpus=0.25",
+    "cluster.generator_resources={generators: 1}",
+    "cluster.learner_resources={learners: 1}",
+    "cluster.deadline_s=90",
+]
+
+
+class Nodes:
+    """A cluster of several raylets on this machine, which the calling process joins as the driver."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        ray.init(address=self.cluster.address, log_to_driver=False, configure_logging=False)
+
+    def add(self, **resources: float) -> Any:
+        return self.cluster.add_node(num_cpus=1, resources=resources, object_store_memory=200 * 2**20)
+
+    def kill(self, node: Any) -> None:
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+def holds(node: Any, title: str) -> bool:
+    """Whether an actor of the node has a title that begins so."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    for process in psutil.Process(raylet).children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith(title):
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+def train(
+    overrides: list[str], run_dir: Path, interrupt: Callable[[], bool] = lambda: False
+) -> dict[str, torch.Tensor]:
+    from d1ray.config.recipe import load_config
+    from d1ray.models.tokenizer import load_tokenizer
+    from d1ray.programs.evaluate import held_out_prompts
+    from d1ray.programs.train import reinforce
+    from d1ray.run import checkpoint
+    from d1ray.run.folder import RunFolder
+    from d1ray.run.progress import Progress
+    from d1ray.tasks.source import open_data
+
+    config = load_config("sudoku-tiny", [*overrides, f"run_dir={run_dir}", *SETTINGS])
+    with RunFolder.open(run_dir, config) as run, Progress() as progress:
+        data = open_data(config.task, None, config.seed)
+        validation = held_out_prompts(load_tokenizer(config.model.path), data.examples("validation", 8), 100)
+        reinforce(config, config.model.path, data, validation, run, progress, interrupt)
+    newest = checkpoint.latest(run_dir / "checkpoints" / "rl")
+    return load_file(newest / "model" / "model.safetensors")
+
+
+def acts(run_dir: Path, *actions: tuple[int, Callable[[], bool]]) -> Callable[[], bool]:
+    """An ``interrupt`` that never is one: from so many lines of metrics on it tries each action until it
+    returns true. It runs in the main thread, where nodes have to be made."""
+    left = list(actions)
+
+    def interrupt() -> bool:
+        file = run_dir / "metrics.jsonl"
+        lines = len(file.read_text().splitlines()) if file.exists() else 0
+        left[:] = [(after, act) for after, act in left if lines < after or not act()]
+        return False
+
+    return interrupt
+
+
+def scenarios(overrides: list[str], folder: Path) -> None:
+    """Runs in a process of its own: a process joins one cluster."""
+    nodes = Nodes()
+    found: dict[str, Any] = {}
+    try:
+        generating = [nodes.add(generators=1)]
+        learning = [nodes.add(learners=1), nodes.add(learners=1)]
+        found["undisturbed"] = train(
+            [*overrides, "rl.steps=4", "cluster.generators=1"], folder / "undisturbed"
+        )
+
+        # Another generator joins when its node does, and goes on alone when the first one's node dies.
+        run = folder / "generator"
+        joined: list[Any] = []
+
+        def add() -> bool:
+            joined.append(nodes.add(generators=1))
+            return True
+
+        def kill_the_first() -> bool:
+            if not (joined and holds(joined[0], "ray::Generator.generate")):
+                return False
+            nodes.kill(generating.pop())
+            return True
+
+        more = ["rl.checkpoint_every=10", "rl.validate_every=10", "cluster.generators=1"]
+        steps = [*overrides, *more, "rl.steps=40"]
+        both = acts(run, (2, add), (3, kill_the_first))
+        found["generator"] = train([*steps, "cluster.max_generators=2"], run, both)
+        found["joined"] = bool(joined) and not generating
+        found["undisturbed 40"] = train(steps, folder / "forty")
+
+        run = folder / "learner"
+        killed: list[Any] = []
+
+        def kill_the_learner_s() -> bool:
+            killed.extend(node for node in learning if holds(node, "ray::Learner"))
+            nodes.kill(killed[0])
+            return True
+
+        found["learner"] = train(
+            [*overrides, "rl.steps=4", "cluster.generators=1"], run, acts(run, (3, kill_the_learner_s))
+        )
+        found["killed"] = len(killed) == 1
+
+        # The place of a generator and of the learner is found anew, on the third node that has both.
+        run = folder / "colocated"
+        shared = [nodes.add(generators=1, learners=1) for _ in range(3)]
+        lost: list[Any] = []
+
+        def kill_the_shared_one() -> bool:
+            lost.extend(node for node in shared if holds(node, "ray::Learner"))
+            nodes.kill(lost[0])
+            return True
+
+        colocated = [*overrides, "rl.steps=4", "cluster.generators=2", "cluster.colocated=true"]
+        found["colocated"] = train(colocated, run, acts(run, (3, kill_the_shared_one)))
+        found["lost"] = len(lost) == 1
+    finally:
+        torch.save(found, folder / "found.pt")
+        nodes.close()
+
+
+@pytest.fixture(scope="module")
+def found(
+    no_process_left_behind: None, start: Path, small_run: Callable[..., list[str]], tmp_path_factory: Any
+) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("nodes")
+    overrides = [o for o in small_run(folder / "unused") if not o.startswith(("run_dir=", "cluster."))]
+    # Nodes have to be seen dead soon.
+    os.environ.update(RAY_health_check_period_ms="500", RAY_health_check_failure_threshold="4")
+    process = multiprocessing.get_context("spawn").Process(target=scenarios, args=(overrides, folder))
+    process.start()
+    process.join(timeout=420)
+    alive = process.is_alive()
+    process.kill()
+    for name in ("RAY_health_check_period_ms", "RAY_health_check_failure_threshold"):
+        os.environ.pop(name)
+    results: dict[str, Any] = torch.load(folder / "found.pt") if (folder / "found.pt").exists() else {}
+    assert not alive and process.exitcode == 0, f"ended with {process.exitcode}, having {list(results)}"
+    return results | {"folder": folder}
+
+
+def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.timeout(480)
+def test_a_generator_joins_with_its_node_and_takes_over_when_the_other_s_node_dies(
+    found: dict[str, Any],
+) -> None:
+    assert found["joined"]
+    assert identical(found["generator"], found["undisturbed 40"])
+
+
+@pytest.mark.timeout(480)
+def test_the_learner_is_rebuilt_elsewhere_when_its_node_dies(found: dict[str, Any]) -> None:
+    assert found["killed"]
+    assert identical(found["learner"], found["undisturbed"])
+    rows = (found["folder"] / "learner" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.timeout(480)
+def test_colocated_actors_find_another_place_when_their_node_dies(found: dict[str, Any]) -> None:
+    assert found["lost"]
+    assert identical(found["colocated"], found["undisturbed"])

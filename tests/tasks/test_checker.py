@@ -1,0 +1,174 @@
+"""Checks in subprocesses: what goes wrong stays with the completion that did it."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from d1ray.config.kinds import load_task
+from d1ray.tasks.checker import Checker
+from d1ray.tasks.task import Example
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def evil():
+    """The task of evil_task.py, importable in this process's children too."""
+    sys.path.insert(0, str(HERE))
+    try:
+        import evil_task
+
+        yield evil_task.Evil()
+    finally:
+        sys.path.remove(str(HERE))
+
+
+EXAMPLE = Example("evil", "k", "?", {})
+
+
+@pytest.mark.slow
+def test_hangs_crashes_and_bombs_score_nothing_and_their_neighbours_score(evil):
+    texts = ["a", "loop", "b", "exit", "memory", "raise", "nan", "surrogate", "sleep", "c"]
+    with Checker(evil, timeout_s=0.5, memory_gb=1.0, processes=2) as checker:
+        scores = checker.check([(EXAMPLE, text) for text in texts])
+        again = checker.check([(EXAMPLE, "d")])
+    failures = dict(zip(texts, (s.failure for s in scores), strict=True))
+    assert failures == {
+        "a": "",
+        "loop": "timeout",
+        "b": "",
+        "exit": "crash",
+        "memory": "crash",
+        "raise": "crash",
+        "nan": "crash",
+        "surrogate": "",
+        "sleep": "timeout",
+        "c": "",
+    }
+    assert all(s.reward == (0.0 if s.failure else 1.0) and s.correct == (not s.failure) for s in scores)
+    assert scores[7].parsed == "?" + "x" * 499
+    assert again[0].parsed == "d"
+
+
+def test_the_checking_process_has_no_secrets_in_its_environment(evil, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "ray_canary")
+    with Checker(evil, timeout_s=5) as checker:
+        [score] = checker.check([(EXAMPLE, "environment")])
+        assert os.environ["HF_TOKEN"] == "hf_canary"  # this process keeps its own
+    names = (score.parsed or "").split()
+    assert "PATH" in names and not {"HF_TOKEN", "RAY_AUTH_TOKEN"} & {*names}
+
+
+def test_scores_come_in_the_order_of_the_completions():
+    task = load_task("countdown")
+    example = task.example({"nums": [1, 2], "target": 3})
+    texts = ["<answer>1+2</answer>", "<answer>1-2</answer>", "nothing", "\ud800"] * 40
+    with Checker(task, processes=2) as checker:
+        assert checker.check([]) == []
+        scores = checker.check([(example, text) for text in texts])
+    assert [s.reward for s in scores] == [1.0, 0.1, 0.0, 0.0] * 40
+
+
+def test_no_process_is_left_when_the_owner_is_killed(tmp_path):
+    program = tmp_path / "owner.py"
+    program.write_text(
+        "import time\n"
+        "from d1ray.tasks import load_task\n"
+        "from d1ray.tasks.checker import Checker\n"
+        "if __name__ == '__main__':\n"
+        "    task = load_task('countdown')\n"
+        "    checker = Checker(task)\n"
+        "    checker.check([(task.example({'nums': [1, 2], 'target': 3}), '')])\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    owner = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "ready\n"
+    children = psutil.Process(owner.pid).children(recursive=True)
+    assert children
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait(timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_checking_imports_neither_torch_nor_ray():
+    assert importlib.util.find_spec("torch")
+    program = "import sys, d1ray.tasks.checker; print({'torch', 'ray', 'sympy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+FUZZ = [
+    *(
+        "9**9**9**9",
+        "<answer>",
+        "</answer>",
+        "\\boxed{",
+        "}",
+        "{",
+        "\\frac{",
+        "\\frac{1}{",
+        "^",
+        "^{9^9",
+        "!",
+    ),
+    *(
+        "\x00",
+        "\ud800",
+        "٣",
+        "９",
+        "１２３",
+        " ",
+        "\n",
+        "1",
+        "23",
+        "4.5",
+        "1,000",
+        "-",
+        "+",
+        "*",
+        "/",
+        "=",
+        "(",
+    ),
+    *(")", "[", "]", "|", "$", "\\times", "\\sqrt{", "\\text{", "x", "the answer is", "####", "<|eot_id|>"),
+    *("\\begin{pmatrix}", "&", "\\\\", "\\pi", "\\infty", "<reasoning>\n", "\n</reasoning>\n", "\\int_0^1 "),
+]
+MONSTERS = ["9" * 10**6, "(" * 10_000 + "1" + ")" * 10_000, "\\frac{1}{" * 10_000, "=" * 10**6, "1+" * 10**5]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("countdown", {"nums": [44, 19, 35], "target": 98}),
+        ("gsm8k", {"answer": "#### 43"}),
+        ("math", {"answer": "\\frac{1}{2}"}),
+        ("sudoku", {"puzzle": "2004001203201003", "solution": "2134341243211243"}),
+    ],
+)
+def test_ten_thousand_fuzzed_completions_are_all_scored(name, row):
+    import numpy as np
+
+    rng, task = np.random.default_rng(0), load_task(name)
+    example = task.example(row)
+    texts = ["".join(rng.choice(FUZZ, size=rng.integers(1, 25))) for _ in range(10_000 - 3 * len(MONSTERS))]
+    texts = [f"<answer>\\boxed{{{t}}}</answer>" if i % 3 == 0 else t for i, t in enumerate(texts)]
+    texts += [opening + m for m in MONSTERS for opening in ("", "<answer>", "\\boxed{")]
+    with Checker(task, timeout_s=3.0, processes=2) as checker:
+        started = time.process_time()
+        scores = checker.check([(example, text) for text in texts])
+    assert len(scores) == len(texts) == 10_000
+    assert not [(t[:80], s.failure) for t, s in zip(texts, scores, strict=True) if s.failure]
+    assert time.process_time() - started < 100
