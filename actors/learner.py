@@ -33,7 +33,7 @@ from d1ray.rl import schema
 from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw, move
-from d1ray.run import checkpoint
+from d1ray.run import checkpoint, checkpoint_tensors
 from d1ray.run.checkpoint import Place
 from d1ray.run.checkpoint_writer import CheckpointWriter
 from d1ray.sft.model import start_model
@@ -130,13 +130,13 @@ class Learner:
         return self._standing()
 
     def _resume(self, folder: Path) -> None:
-        _fill(self.live, checkpoint.read_model(folder))
-        checkpoint.restore_optimizer(self.optimizer, checkpoint.read(folder, "optimizer"))
+        _fill(self.live, checkpoint_tensors.read_model(folder))
+        checkpoint_tensors.restore_optimizer(self.optimizer, checkpoint_tensors.read(folder, "optimizer"))
         learner = checkpoint.load_state(folder)["learner"]
         self.version, self.reference_version = learner["version"], learner["reference_version"]
         self.updates_since_sync = learner["updates_since_sync"]
         if self.reference_version:
-            _fill(self.reference, checkpoint.read(folder, "reference"))
+            _fill(self.reference, checkpoint_tensors.read(folder, "reference"))
 
     def _standing(self) -> Standing:
         return Standing(self.version, self.reference_version, len(self.names))
@@ -221,7 +221,7 @@ class Learner:
         """Copies policy, optimiser and moved reference, and goes on while a thread writes them, with the
         driver's ``state``, as a checkpoint. Ends the writing of the one before."""
         self.finish_checkpoint()
-        tensors = {"optimizer": checkpoint.optimizer_tensors(self.optimizer)}
+        tensors = {"optimizer": checkpoint_tensors.optimizer_tensors(self.optimizer)}
         if self.reference_version:
             tensors["reference"] = self.reference
         learner = {

@@ -19,7 +19,7 @@ from d1ray.models.model import DiffusionLM
 from d1ray.models.sharding import device_of, is_sharded, shard
 from d1ray.models.tokenizer import load_tokenizer
 from d1ray.rl.optimizer import adamw
-from d1ray.run import checkpoint
+from d1ray.run import checkpoint, checkpoint_tensors
 from d1ray.sft.demonstrations import Demonstrations, Phase
 from d1ray.sft.masked_training import training_step, validation_loss
 from d1ray.sft.model import frozen_dtype, resumable, save_checkpoint, save_merged, start_model
@@ -73,7 +73,7 @@ def train_from(resume: Path | None, settings: dict[str, Any]) -> None:
             loss_module = prepare_model(loss_module)
         optimizer = adamw(model, phase.config.optimizer)
         if resume and resumed:
-            checkpoint.restore_optimizer(optimizer, checkpoint.read(resume, "optimizer"))
+            checkpoint_tensors.restore_optimizer(optimizer, checkpoint_tensors.read(resume, "optimizer"))
         demonstrations = Demonstrations(config, phase, tokenizer, model.config.eos_token_id)
         held_out = demonstrations.validation(own.validation_examples) if own.validate_every else []
         best = Best(**position["best"]) if resumed and "best" in position else Best()

@@ -1,25 +1,41 @@
 """The command line:
-``d1ray train | sft | evaluate | score | harness | serve | report | export | doctor | recipes``."""
+``d1ray train | sft | evaluate | score | harness | serve | report | export | doctor | recipes``.
 
-import json
+A command imports what it runs: help, and what is wrong with a request, come before torch is loaded.
+"""
+
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from d1ray.config.errors import ConfigError, RunFailed, UserError
-from d1ray.config.recipe import load_config, recipe_names
-from d1ray.config.run import Config
-from d1ray.evaluation.config import evaluation_config, harness_config, model_folder, score_config, with_length
-from d1ray.programs.serve_command import serve
 from d1ray.run.interrupt import Interrupted
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+if TYPE_CHECKING:
+    from d1ray.config.run import Config
 
-Recipe = Annotated[str, typer.Argument(help="a recipe's name (see `d1ray recipes`) or a YAML file")]
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Reinforcement learning for masked diffusion language models, on Ray.",
+)
+
+
+def _recipes() -> list[str]:
+    from d1ray.config.recipe import recipe_names
+
+    return recipe_names()
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(help="a recipe's name (see `d1ray recipes`) or a YAML file", autocompletion=_recipes),
+]
 ExportForm = Literal["merged", "peft"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Overrides = Annotated[
@@ -27,11 +43,27 @@ Overrides = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from d1ray import __version__
+
+        print(f"d1ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print it and exit")
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run every stage the recipe names: make the model, SFT, RL, evaluation."""
-    config = load_config(recipe, overrides or [])
-    prepare_local_ray(config)
+    config = _config(recipe, overrides)
     from d1ray.programs.stages import run_recipe
 
     run_recipe(config)
@@ -40,8 +72,7 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
 @app.command()
 def sft(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run the recipe up to SFT, and evaluate."""
-    config = load_config(recipe, overrides or [])
-    prepare_local_ray(config)
+    config = _config(recipe, overrides)
     from d1ray.programs.stages import run_recipe
 
     run_recipe(config, last="sft")
@@ -69,33 +100,14 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Complete and score held-out examples with a trained model."""
-    folder = model_folder(model)
-    own_data = data is not None
-    configs = [evaluation_config(model.absolute(), folder, name, overrides or [], own_data) for name in task]
-    if data is not None and len(task) > 1:
-        raise ConfigError("--data is one task's; evaluate the tasks one by one into the same --output")
-    prepare_local_ray(configs[0])
-    from d1ray.evaluation import table as evaluation_table
-    from d1ray.programs.evaluate_model import evaluate_model
-    from d1ray.run import summary
+    from d1ray.evaluation.config import evaluation_configs
 
-    results, cells = [], []
-    for config in configs:
-        done = evaluate_model(
-            config, folder, data, examples, length or [], output and output.absolute(), samples
-        )
-        results += done[0]
-        cells += done[1]
-    if output is not None:
-        (output / "results.json").write_text(json.dumps(evaluation_table.as_rows(cells), indent=2) + "\n")
-        (output / "table.md").write_text(evaluation_table.markdown(cells))
-    if as_json:
-        rows = evaluation_table.as_rows(cells) if output or samples > 1 else summary.as_rows(results)
-        print(json.dumps(rows[0] if len(rows) == 1 else rows))
-    elif output is not None or samples > 1:
-        print(evaluation_table.markdown(cells), end="")
-    else:
-        Console().print(*(summary.table([result]) for result in results))
+    folder, configs = evaluation_configs(model, task, overrides or [], own_data=data is not None)
+    prepare_local_ray(configs[0])
+    from d1ray.programs.evaluate_model import Asked, evaluate_tasks
+
+    asked = Asked(data, examples, length or [], output and output.absolute(), samples)
+    evaluate_tasks(configs, folder, asked, as_json)
 
 
 @app.command()
@@ -110,9 +122,11 @@ def score(
     ] = None,
 ) -> None:
     """Score completions that exist already."""
-    from d1ray.evaluation import score as program
+    from d1ray.evaluation.config import score_config
 
     config = score_config(task, overrides or [])
+    from d1ray.evaluation import score as program
+
     summary = program.score_file(config.task, file, output, config.scoring, processes)
     print(program.as_json(summary) if as_json else program.report(summary))
 
@@ -135,28 +149,58 @@ def harness(
     ] = None,
 ) -> None:
     """Run lm-evaluation-harness's tasks (extra `harness`)."""
+    from d1ray.evaluation.config import harness_config, model_folder, with_length
+
     folder, config = model_folder(model), harness_config(overrides or [])
     if length is not None:
         config = with_length(config, length)
     try:
-        import lm_eval.utils
-
-        from d1ray.evaluation import harness as program
+        from d1ray.evaluation.harness import HarnessModel, run_tasks
     except ImportError as error:
         raise ConfigError(f"lm-eval is not installed ({error}); pip install 'd1ray[harness]'") from error
     asked = [task.strip() for task in tasks.split(",") if task.strip()]
-    manager = program.tasks_of(asked, include_path)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    served = program.HarnessModel(folder, config.evaluation, config.seed, likelihood_samples)
-    results = program.run_harness(served, asked, manager, fewshot, limit, chat)
-    print(lm_eval.utils.make_table(results))
-    if output is not None:
-        results.pop("samples", None)
-        output.write_text(json.dumps(results, indent=2, default=str) + "\n")
+    served = partial(HarnessModel, folder, config.evaluation, config.seed, likelihood_samples)
+    run_tasks(served, asked, include_path, fewshot, limit, chat, output)
 
 
-app.command()(serve)
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="a model folder, checkpoint, run folder or hub id")],
+    port: Annotated[int | None, typer.Option(help="8000 by default")] = None,
+    host: Annotated[str | None, typer.Option(help="127.0.0.1 by default; others need keys")] = None,
+    replicas: Annotated[str | None, typer.Option(metavar="MIN:MAX", help="copies of the model")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="keys of the API, a line each")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="serve a run's newest checkpoint, always")] = False,
+    local: Annotated[bool, typer.Option("--local", help="in this process alone, without Ray")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="settings as key=value, e.g. limits.max_tokens=512")
+    ] = None,
+) -> None:
+    """Serve a model by OpenAI's API, with a page to watch it denoise."""
+    from d1ray.evaluation.config import model_folder
+    from d1ray.serving.config import read_keys, serve_config
+
+    config = serve_config(
+        model,
+        overrides or [],
+        port=port,
+        host=host,
+        replicas=replicas,
+        api_key_file=api_key_file,
+        follow=follow or None,
+    )
+    model_folder(config.model), read_keys(config.api_key_file)  # what is wrong with them is said at once
+    if local:
+        from d1ray.serving.local import run as serve_here
+
+        serve_here(config)
+        return
+    if "RAY_ADDRESS" not in os.environ:  # before Ray is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from d1ray.programs.serve import run
+
+    run(config)
 
 
 @app.command()
@@ -200,8 +244,9 @@ def export(
 @app.command()
 def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check whether the cluster can run a recipe, and estimate what it takes."""
-    config = load_config(recipe, overrides or [])
-    prepare_local_ray(config)
+    config = _config(recipe, overrides)
+    from rich.console import Console
+
     from d1ray.programs.doctor import as_table, examine
 
     findings = examine(config)
@@ -213,12 +258,22 @@ def doctor(recipe: Recipe, overrides: Overrides = None) -> None:
 @app.command()
 def recipes() -> None:
     """List the recipes, one line each."""
+    from d1ray.config.recipe import read_recipe, recipe_names
+
     names = recipe_names()
     for name in names:
-        print(f"{name:<{max(map(len, names))}}  {load_config(name).about}")
+        print(f"{name:<{max(map(len, names))}}  {read_recipe(name).get('about', '')}")
 
 
-def prepare_local_ray(config: Config) -> None:
+def _config(recipe: str, overrides: list[str] | None) -> "Config":
+    from d1ray.config.recipe import load_config
+
+    config = load_config(recipe, overrides or [])
+    prepare_local_ray(config)
+    return config
+
+
+def prepare_local_ray(config: "Config") -> None:
     """Protects a cluster that will be started here by a token and keeps it quiet.
 
     Ray reads these variables when it is imported, so this comes before any import of it.

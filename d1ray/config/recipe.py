@@ -35,7 +35,7 @@ def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
         >>> load_config("sudoku-tiny", ["rl.steps=2"]).rl.steps
         2
     """
-    values = apply_overrides(_read_recipe(recipe), overrides)
+    values = apply_overrides(read_recipe(recipe), overrides)
     values.setdefault("run_dir", str(Path("runs") / Path(recipe).stem))
     return validated(values)
 
@@ -68,7 +68,8 @@ def validated_as(kind: type[Settings], values: dict[str, Any]) -> Settings:
         raise ConfigError("; ".join(_explain(fault, kind) for fault in error.errors())) from error
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """What a recipe says, unchecked. Raises ``ConfigError``."""
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

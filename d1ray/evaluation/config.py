@@ -12,7 +12,7 @@ from d1ray.config.evaluation import EvaluationSamplerConfig
 from d1ray.config.recipe import apply_overrides, validated
 from d1ray.config.run import Config
 from d1ray.config.settings import local_or_hub
-from d1ray.models.adapter_folder import is_adapter_folder
+from d1ray.models.hub import is_adapter_folder
 from d1ray.run import checkpoint
 
 
@@ -34,6 +34,23 @@ def model_folder(path: Path) -> Path:
             f"{path} is no model folder, checkpoint, run folder or hub id (org/name): no config.json in it"
         )
     return found.absolute()
+
+
+def evaluation_configs(
+    model: Path, tasks: Sequence[str], overrides: Sequence[str], own_data: bool
+) -> tuple[Path, list[Config]]:
+    """The model's folder, and for each task how it is evaluated.
+
+    Args:
+        own_data: whether the examples come from data that is named beside the settings.
+
+    Raises:
+        ConfigError, ModelError
+    """
+    if own_data and len(tasks) > 1:
+        raise ConfigError("--data is one task's; evaluate the tasks one by one into the same --output")
+    folder = model_folder(model)
+    return folder, [evaluation_config(model.absolute(), folder, task, overrides, own_data) for task in tasks]
 
 
 def evaluation_config(

@@ -5,8 +5,9 @@ Generation runs on the sampler, in batches; likelihoods of given texts are Monte
 likelihoods of autoregressive models. One process, one device.
 """
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
 from tqdm import tqdm
 
 from d1ray.config.errors import ConfigError
@@ -217,6 +219,29 @@ def tasks_of(tasks: Sequence[str], include_path: Path | None = None) -> TaskMana
             f"--include-path adds others"
         )
     return manager
+
+
+def run_tasks(
+    load: Callable[[], HarnessModel],
+    tasks: Sequence[str],
+    include_path: Path | None,
+    fewshot: int | None,
+    limit: int | None,
+    chat: bool,
+    output: Path | None,
+) -> None:
+    """Prints the harness's table of ``tasks``, and writes its results to ``output``.
+
+    The model is loaded when the tasks are known to be there. Raises ``ConfigError`` where they are not.
+    """
+    manager = tasks_of(tasks, include_path)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    results = run_harness(load(), tasks, manager, fewshot, limit, chat)
+    print(make_table(results))
+    if output is not None:
+        results.pop("samples", None)
+        output.write_text(json.dumps(results, indent=2, default=str) + "\n")
 
 
 def run_harness(

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from d1ray.config.errors import ModelError
 from d1ray.config.lora import LoRAConfig
-from d1ray.models.hub import ALL_FILES, model_folder
+from d1ray.models.hub import ADAPTER_CONFIG, ALL_FILES, is_adapter_folder, model_folder
 from d1ray.models.lora import POLICY, adapter_tensors, add_lora, require_adapter, targeted
 from d1ray.models.model import DiffusionLM
 
-WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name in PEFT's files
 OFF: tuple[Any, ...] = (None, False, [], {})
 SUPPORTED: dict[str, tuple[Any, ...]] = {  # values of PEFT's settings that change what is computed
@@ -57,11 +57,6 @@ def save_adapter_config(model: DiffusionLM, folder: Path, base: str = "", name: 
     config: Any = model.peft_config[name]  # type: ignore[index]
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(folder)
-
-
-def is_adapter_folder(folder: Path) -> bool:
-    """Whether the folder holds a PEFT adapter rather than a model."""
-    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def base_of(folder: Path) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from d1ray.config.errors import ModelError
-from d1ray.models.adapter_folder import base_folder, is_adapter_folder
+from d1ray.models.adapter_folder import base_folder
 from d1ray.models.config import DiffusionConfig
 from d1ray.models.dream import Dream
 from d1ray.models.dream_config import DreamConfig
-from d1ray.models.hub import TEXT_FILES, model_folder
+from d1ray.models.hub import TEXT_FILES, is_adapter_folder, model_folder
 from d1ray.models.llada import LLaDA
 from d1ray.models.llada_config import LLaDAConfig
 from d1ray.models.model import DiffusionLM

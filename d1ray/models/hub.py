@@ -3,14 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from d1ray.config.errors import ModelError
 from d1ray.config.settings import HUB_ID
 
 # Never code, never pickle. Text first: a tokenizer or a configuration needs no gigabytes of weights.
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 ALL_FILES = (*TEXT_FILES, "*.safetensors")
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether the folder holds a PEFT adapter rather than a model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def model_folder(source: Path | str, files: Sequence[str] = ALL_FILES) -> Path:
@@ -31,6 +37,8 @@ def model_folder(source: Path | str, files: Sequence[str] = ALL_FILES) -> Path:
         raise ModelError(f"{source} is a file; give the model folder that holds it")
     if not HUB_ID.fullmatch(str(source)):
         raise ModelError(f"{source} is not there; give a model folder or a hub id such as org/name")
+    from huggingface_hub import snapshot_download  # a model that is here needs none of it
+
     try:
         downloaded = snapshot_download(
             str(source), allow_patterns=list(files), ignore_patterns=["*/*"], library_name="d1ray"

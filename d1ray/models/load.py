@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from d1ray.config.errors import ModelError
 from d1ray.config.lora import LoRAConfig
-from d1ray.models.adapter_folder import base_folder, check_adapter, is_adapter_folder, load_adapter
+from d1ray.models.adapter_folder import base_folder, check_adapter, load_adapter
 from d1ray.models.architectures import Architecture, config_values, configuration
-from d1ray.models.hub import TEXT_FILES, model_folder
+from d1ray.models.hub import TEXT_FILES, is_adapter_folder, model_folder
 from d1ray.models.lora import targeted, unadapted
 from d1ray.models.model import DiffusionLM
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from d1ray.config.errors import ModelError
-from d1ray.models.adapter_folder import ADAPTER_CONFIG
+from d1ray.models.hub import ADAPTER_CONFIG
 from d1ray.models.load import INDEX
 from d1ray.models.lora import has_lora
 from d1ray.models.model import DiffusionLM

@@ -1,10 +1,14 @@
 """`d1ray evaluate`: any model folder, checkpoint or run folder on a task's held-out examples."""
 
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from rich.console import Console
 
 from actors.failures import RolloutError
 from actors.placement import check_resources, connected, shared_places
@@ -16,7 +20,7 @@ from d1ray.config.settings import local_or_hub
 from d1ray.diffusion.decoding import is_random
 from d1ray.evaluation.config import with_length
 from d1ray.evaluation.folder import EvaluationFolder, digest_of_model, digest_of_prompts
-from d1ray.evaluation.table import Cell, cell_of
+from d1ray.evaluation.table import Cell, as_rows, cell_of, markdown
 from d1ray.models.architectures import read_config
 from d1ray.models.load import check_weights
 from d1ray.models.tokenizer import load_tokenizer
@@ -28,24 +32,29 @@ from d1ray.tasks.source import examples_to_evaluate
 from d1ray.tasks.task import Example
 
 
-def evaluate_model(
-    config: Config,
-    folder: Path,
-    data: Path | None = None,
-    count: int | None = None,
-    lengths: Sequence[int] = (),
-    output: Path | None = None,
-    samples: int = 1,
-) -> tuple[list[summary.StageResult], list[Cell]]:
-    """Evaluates the model in ``folder`` on the test split, or on every row of the file ``data``.
+@dataclass(frozen=True)
+class Asked:
+    """What is evaluated, beside the settings.
 
-    Args:
-        folder: a model folder or hub id.
-        data: a file, or a folder or hub id with a test split of its own.
+    Attributes:
+        data: a file, or a folder or hub id with a test split of its own; None: the task's test split.
         count: how many examples at most.
-        lengths: generation lengths to evaluate in turn (``with_length``); [] for the configured sampling.
+        lengths: generation lengths to evaluate in turn (``with_length``); none for the configured sampling.
         output: a folder that keeps finished batches, a folder a length; the same call goes on from there.
         samples: completions of each example.
+    """
+
+    data: Path | None = None
+    count: int | None = None
+    lengths: Sequence[int] = ()
+    output: Path | None = None
+    samples: int = 1
+
+
+def evaluate_model(
+    config: Config, folder: Path, asked: Asked
+) -> tuple[list[summary.StageResult], list[Cell]]:
+    """Evaluates the model in ``folder``, which may be a hub id, on what is asked.
 
     Returns:
         A result and a cell of the table a length.
@@ -54,6 +63,7 @@ def evaluate_model(
         UserError: the model or the data cannot be read; raised before any actor starts.
         Interrupted: a signal came; finished batches are in ``output``.
     """
+    lengths, samples = asked.lengths, asked.samples
     if samples > 1 and not is_random(config.evaluation.sampling):
         raise ConfigError(
             f"{samples} samples at temperature 0 are the same one; "
@@ -61,7 +71,7 @@ def evaluate_model(
         )
     check_weights(folder)
     tokenizer = load_tokenizer(folder)
-    examples, dropped = examples_to_complete(config, tokenizer, data, count)
+    examples, dropped = examples_to_complete(config, tokenizer, asked.data, asked.count)
     if dropped:
         print(f"{dropped:,} examples are left out: their prompts are too long", file=sys.stderr)
     prompts = held_out_prompts(tokenizer, examples, config.data.max_prompt_length)
@@ -71,7 +81,7 @@ def evaluate_model(
         stack.enter_context(connected(config.cluster))
         check_resources(config, learner=False)
         interrupt = stack.enter_context(Interrupt())
-        kept = output or Path(stack.enter_context(TemporaryDirectory(prefix="d1ray-evaluation-")))
+        kept = asked.output or Path(stack.enter_context(TemporaryDirectory(prefix="d1ray-evaluation-")))
         places = stack.enter_context(shared_places(config.cluster))
         pools = stack.enter_context(closing(Pools(config, folder, places)))
         results, cells = [], []
@@ -104,6 +114,26 @@ def evaluate_model(
             vote = config.task.vote
             cells.append(cell_of(folder.name, config.task.name, length, tables, samples, dropped, vote))
     return results, cells
+
+
+def evaluate_tasks(configs: Sequence[Config], folder: Path, asked: Asked, as_json: bool = False) -> None:
+    """Evaluates a model on several tasks and prints a table, or JSON; ``output`` gets both as files."""
+    results, cells = [], []
+    for config in configs:
+        done = evaluate_model(config, folder, asked)
+        results += done[0]
+        cells += done[1]
+    output, many = asked.output, asked.samples > 1
+    if output is not None:
+        (output / "results.json").write_text(json.dumps(as_rows(cells), indent=2) + "\n")
+        (output / "table.md").write_text(markdown(cells))
+    if as_json:
+        rows = as_rows(cells) if output or many else summary.as_rows(results)
+        print(json.dumps(rows[0] if len(rows) == 1 else rows))
+    elif output is not None or many:
+        print(markdown(cells), end="")
+    else:
+        Console().print(*(summary.table([result]) for result in results))
 
 
 def examples_to_complete(

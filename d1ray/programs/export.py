@@ -10,7 +10,7 @@ import torch
 
 from d1ray.config.errors import ModelError
 from d1ray.evaluation.config import model_folder
-from d1ray.models.adapter_folder import is_adapter_folder
+from d1ray.models.hub import is_adapter_folder
 from d1ray.models.load import check_weights, load_model
 from d1ray.models.save import save_model
 from d1ray.models.tokenizer import load_tokenizer

@@ -182,7 +182,6 @@ def run(config: ServeConfig) -> None:
         ResourceError: the cluster lacks room for ``replicas.min``.
         RunFailed: the replicas do not start.
     """
-    model_folder(config.model), read_keys(config.api_key_file)
     ending = threading.Event()
     with connected(ClusterConfig()):
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray has set handlers of its own

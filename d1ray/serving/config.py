@@ -2,11 +2,12 @@
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from d1ray.config.errors import ConfigError
+from d1ray.config.recipe import apply_overrides, validated_as
 from d1ray.config.sampling import DecodingName, SamplerConfig
 from d1ray.config.settings import AbsolutePath, LocalOrHub, PositiveInt, Probability, Strict
 
@@ -130,3 +131,28 @@ def read_keys(file: Path | None) -> tuple[bytes, ...]:
     if not keys:
         raise ConfigError(f"api_key_file={file} holds no key; write one a line")
     return keys
+
+
+def serve_config(
+    model: Path, overrides: list[str], replicas: str | None = None, **options: Any
+) -> ServeConfig:
+    """The settings: ``options`` that are given, and ``overrides`` on top.
+
+    Args:
+        replicas: ``MIN:MAX``, or how many.
+
+    Raises:
+        ConfigError: a line that names what is wrong.
+    """
+    given = {"model": model, "replicas": replicas and _range(replicas), **options}
+    values = {name: value for name, value in given.items() if value is not None}
+    return validated_as(ServeConfig, apply_overrides(values, overrides))
+
+
+def _range(text: str) -> dict[str, int]:
+    """``2:6``, or ``2`` for just so many."""
+    least, colon, most = text.partition(":")
+    try:
+        return {"min": int(least), "max": int(most if colon else least)}
+    except ValueError as error:
+        raise ConfigError(f"--replicas {text}: expected MIN:MAX, e.g. 1:4") from error

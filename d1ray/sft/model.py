@@ -9,13 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 from d1ray.config.lora import LoRAConfig
 from d1ray.config.sft import MaskedTrainingConfig, SFTConfig
-from d1ray.models.adapter_folder import is_adapter_folder, load_adapter
+from d1ray.models.adapter_folder import load_adapter
+from d1ray.models.hub import is_adapter_folder
 from d1ray.models.load import load_model
 from d1ray.models.lora import adapter_tensors, add_lora, unadapted
 from d1ray.models.model import DiffusionLM
 from d1ray.models.save import save_model
 from d1ray.models.sharding import is_sharded, unsharded
-from d1ray.run import checkpoint, checkpoint_writer
+from d1ray.run import checkpoint, checkpoint_tensors, checkpoint_writer
 from d1ray.run.checkpoint import Place
 from d1ray.sft.demonstrations import Phase
 
@@ -90,5 +91,5 @@ def save_checkpoint(
     base: Path,
 ) -> None:
     """Writes a checkpoint; every rank calls it."""
-    tensors = {"optimizer": checkpoint.optimizer_tensors(optimizer)}
+    tensors = {"optimizer": checkpoint_tensors.optimizer_tensors(optimizer)}
     checkpoint_writer.save(root, state["step"], model, tokenizer, tensors, state, 1, base)

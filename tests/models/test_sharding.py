@@ -15,7 +15,7 @@ from d1ray.models.save import save_model
 from d1ray.models.sharding import gathered, is_sharded, shard, unsharded
 from d1ray.models.weights import live_tensors
 from d1ray.rl.optimizer import adamw
-from d1ray.run import checkpoint, checkpoint_writer
+from d1ray.run import checkpoint, checkpoint_tensors, checkpoint_writer
 from d1ray.sft.demonstrations import Demonstrations, Phase
 from d1ray.sft.masked_training import training_step, validation_loss
 from d1ray.sft.model import frozen_dtype
@@ -55,7 +55,7 @@ def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS), sa
     if phase.config.lora:
         add_lora(model, phase.config.lora)
     if resume:
-        fill(live_tensors(model), checkpoint.read_model(resume))
+        fill(live_tensors(model), checkpoint_tensors.read_model(resume))
     model.gradient_checkpointing = phase.config.gradient_checkpointing
     loss = MaskedDiffusionLoss(model)
     if sharded:
@@ -66,12 +66,12 @@ def trained(folder, tokenizer, sft, sharded, resume=None, steps=range(STEPS), sa
     norm.register_forward_pre_hook(lambda module, inputs: computed.add(module.weight.dtype))
     optimizer = adamw(model, phase.config.optimizer)
     if resume:
-        checkpoint.restore_optimizer(optimizer, checkpoint.read(resume, "optimizer"))
+        checkpoint_tensors.restore_optimizer(optimizer, checkpoint_tensors.read(resume, "optimizer"))
     demonstrations = Demonstrations(config, phase, tokenizer, model.config.eos_token_id)
     rows = [training_step(loss, model, optimizer, demonstrations, step) for step in steps]
     held_out = validation_loss(loss, model, demonstrations.validation(3), phase.config)
     keeps = not sharded or dist.get_rank() == 0
-    state = checkpoint.optimizer_tensors(optimizer)
+    state = checkpoint_tensors.optimizer_tensors(optimizer)
     if save_to:
         checkpoint_writer.save(save_to, steps.stop, model, tokenizer, {"optimizer": state}, {}, 1, folder)
     whole = unsharded(model, phase.config.lora, keeps) if sharded else model

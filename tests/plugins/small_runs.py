@@ -75,7 +75,7 @@ def reinforced() -> Callable[..., Any]:
     from d1ray.models.tokenizer import load_tokenizer
     from d1ray.programs.evaluate import held_out_prompts
     from d1ray.programs.train import reinforce
-    from d1ray.run import checkpoint
+    from d1ray.run import checkpoint, checkpoint_tensors
     from d1ray.run.folder import RunFolder
     from d1ray.run.progress import Progress
     from d1ray.tasks.source import open_data
@@ -91,7 +91,7 @@ def reinforced() -> Callable[..., Any]:
             reinforce(config, config.model.path, data, validation, folder, progress, interrupt)
             newest = checkpoint.latest(config.checkpoint_root("rl"))
             assert newest is not None
-            return dict(checkpoint.read_model(newest))
+            return dict(checkpoint_tensors.read_model(newest))
 
     return run
 

@@ -17,7 +17,7 @@ from d1ray.models.lora import add_lora
 from d1ray.models.save import save_model
 from d1ray.models.tokenizer import load_tokenizer
 from d1ray.rl.optimizer import adamw, optimizer_step
-from d1ray.run import checkpoint, checkpoint_writer
+from d1ray.run import checkpoint, checkpoint_tensors, checkpoint_writer
 
 ONLY = "manifest-00001-of-00001.json"
 CONFIG = OptimizerConfig(learning_rate=1e-2)
@@ -78,9 +78,9 @@ def test_an_adapters_tokenizer_is_written_as_a_models(tmp_path, save, make_text_
 def test_further_tensors_come_back_by_name(save):
     tensors = {"reference": {"a.b": torch.arange(3.0)}, "other": {"x": torch.tensor(2)}}
     folder = save(1, tensors=tensors)
-    assert torch.equal(checkpoint.load_tensors(folder, "reference")["a.b"], torch.arange(3.0))
-    assert checkpoint.load_tensors(folder, "other")["x"] == 2
-    assert checkpoint.load_tensors(folder, "nothing") == {}
+    assert torch.equal(checkpoint_tensors.load_tensors(folder, "reference")["a.b"], torch.arange(3.0))
+    assert checkpoint_tensors.load_tensors(folder, "other")["x"] == 2
+    assert checkpoint_tensors.load_tensors(folder, "nothing") == {}
 
 
 def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(save, make_text_model):
@@ -90,11 +90,11 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(save, make_text
     first = make_text_model()
     optimizer = adamw(first, CONFIG)
     train(first, optimizer, range(3))
-    folder = save(3, tensors={"optimizer": checkpoint.optimizer_tensors(optimizer)}, model=first)
+    folder = save(3, tensors={"optimizer": checkpoint_tensors.optimizer_tensors(optimizer)}, model=first)
 
     second = load_model(folder / "model")
     optimizer = adamw(second, CONFIG)
-    checkpoint.restore_optimizer(optimizer, checkpoint.load_tensors(folder, "optimizer"))
+    checkpoint_tensors.restore_optimizer(optimizer, checkpoint_tensors.load_tensors(folder, "optimizer"))
     train(second, optimizer, range(3, 6))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor)
@@ -102,9 +102,9 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not_been(save, make_text
 
 def test_an_optimiser_that_has_not_stepped_comes_back_as_such(save, make_text_model):
     model = make_text_model()
-    folder = save(0, tensors={"optimizer": checkpoint.optimizer_tensors(adamw(model, CONFIG))})
+    folder = save(0, tensors={"optimizer": checkpoint_tensors.optimizer_tensors(adamw(model, CONFIG))})
     optimizer = adamw(model, CONFIG)
-    checkpoint.restore_optimizer(optimizer, checkpoint.load_tensors(folder, "optimizer"))
+    checkpoint_tensors.restore_optimizer(optimizer, checkpoint_tensors.load_tensors(folder, "optimizer"))
     assert not optimizer.state
 
 
@@ -112,9 +112,9 @@ def test_restoring_an_optimiser_keeps_its_settings(save, make_text_model):
     model = make_text_model()
     optimizer = adamw(model, CONFIG)
     train(model, optimizer, range(2))
-    tensors = checkpoint.optimizer_tensors(optimizer)
+    tensors = checkpoint_tensors.optimizer_tensors(optimizer)
     other = adamw(model, CONFIG.model_copy(update={"weight_decay": 0.7}))
-    checkpoint.restore_optimizer(other, tensors)
+    checkpoint_tensors.restore_optimizer(other, tensors)
     assert [group["weight_decay"] for group in other.param_groups] == [0.7, 0.0]
 
 
@@ -285,7 +285,7 @@ def test_checkpoints_live_on_object_storage_as_well(bucket, make_text_model, tok
         model = make_text_model(step)
         optimizer = adamw(model, CONFIG)
         train(model, optimizer, range(2))
-        tensors = {"optimizer": checkpoint.optimizer_tensors(optimizer)}
+        tensors = {"optimizer": checkpoint_tensors.optimizer_tensors(optimizer)}
         checkpoint_writer.save(bucket, step, model, tokenizer, tensors, {"step": step}, 2)
     newest = checkpoint.latest(bucket)
     assert [folder.name for folder in checkpoint.by_step(bucket)] == ["step-00004", "step-00006"]
@@ -293,7 +293,7 @@ def test_checkpoints_live_on_object_storage_as_well(bucket, make_text_model, tok
     with checkpoint.fetched(newest) as folder:
         state, expected = load_model(folder / "model").state_dict(), model.state_dict()
         assert all(torch.equal(state[name], expected[name]) for name in expected)
-        found = checkpoint.load_tensors(folder, "optimizer")
+        found = checkpoint_tensors.load_tensors(folder, "optimizer")
         assert all(torch.equal(found[name], tensor) for name, tensor in tensors["optimizer"].items())
     assert not folder.exists()
     weights = newest / "model" / "model.safetensors"

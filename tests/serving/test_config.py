@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from d1ray.config.errors import ConfigError
-from d1ray.programs.serve_command import serve_config
-from d1ray.serving.config import is_loopback, read_keys
+from d1ray.serving.config import is_loopback, read_keys, serve_config
 
 
 def test_only_this_machine_is_let_in_unless_there_are_keys(tmp_path):

@@ -13,7 +13,7 @@ from d1ray.models.load import load_model
 from d1ray.models.lora import adapter_tensors, add_lora, has_lora, unadapted
 from d1ray.models.save import save_model
 from d1ray.rl.optimizer import adamw, optimizer_step
-from d1ray.run import checkpoint, checkpoint_writer
+from d1ray.run import checkpoint_tensors, checkpoint_writer
 from d1ray.sft.model import start_model
 
 IDS = torch.tensor([[4, 11, 5, 2, 1, 1]])
@@ -94,7 +94,7 @@ def test_an_interrupted_adapter_goes_on_as_if_it_had_not_been(tmp_path, request,
     first, base = begin()
     optimizer = adamw(first, CONFIG)
     train(first, optimizer, range(3))
-    tensors = {"optimizer": checkpoint.optimizer_tensors(optimizer)}
+    tensors = {"optimizer": checkpoint_tensors.optimizer_tensors(optimizer)}
     saved = checkpoint_writer.save(tmp_path / "checkpoints", 3, first, tokenizer, tensors, {}, 1, base)
 
     second, base = start_model(folder, saved)
@@ -102,7 +102,7 @@ def test_an_interrupted_adapter_goes_on_as_if_it_had_not_been(tmp_path, request,
     trained = {name for name, parameter in second.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, parameter in whole.named_parameters() if parameter.requires_grad}
     optimizer = adamw(second, CONFIG)
-    checkpoint.restore_optimizer(optimizer, checkpoint.load_tensors(saved, "optimizer"))
+    checkpoint_tensors.restore_optimizer(optimizer, checkpoint_tensors.load_tensors(saved, "optimizer"))
     train(second, optimizer, range(3, 6))
     assert all(torch.equal(second.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
 

@@ -65,7 +65,7 @@ def train(overrides: list[str], run_dir: Path, interrupt: Callable[[], bool] = l
     from d1ray.models.tokenizer import load_tokenizer
     from d1ray.programs.evaluate import held_out_prompts
     from d1ray.programs.train import reinforce
-    from d1ray.run import checkpoint
+    from d1ray.run import checkpoint, checkpoint_tensors
     from d1ray.run.folder import RunFolder
     from d1ray.run.progress import Progress
     from d1ray.tasks.source import open_data
@@ -75,7 +75,7 @@ def train(overrides: list[str], run_dir: Path, interrupt: Callable[[], bool] = l
         data = open_data(config.task, None, config.seed)
         validation = held_out_prompts(load_tokenizer(config.model.path), data.examples("validation", 8), 100)
         reinforce(config, config.model.path, data, validation, run, progress, interrupt)
-    return dict(checkpoint.read_model(checkpoint.latest(run_dir / "checkpoints" / "rl")))
+    return dict(checkpoint_tensors.read_model(checkpoint.latest(run_dir / "checkpoints" / "rl")))
 
 
 class Workers:

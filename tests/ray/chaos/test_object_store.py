@@ -149,7 +149,7 @@ def trained(overrides: list[str], run_dir: Path, notes: list[str], interrupt: Ca
     from d1ray.models.tokenizer import load_tokenizer
     from d1ray.programs import train
     from d1ray.programs.evaluate import held_out_prompts
-    from d1ray.run import checkpoint
+    from d1ray.run import checkpoint, checkpoint_tensors
     from d1ray.run.folder import RunFolder
     from d1ray.run.interrupt import Patience
     from d1ray.run.progress import Progress
@@ -168,7 +168,7 @@ def trained(overrides: list[str], run_dir: Path, notes: list[str], interrupt: Ca
         data = open_data(config.task, None, config.seed)
         validation = held_out_prompts(load_tokenizer(config.model.path), data.examples("validation", 8), 100)
         train.reinforce(config, config.model.path, data, validation, run, progress, interrupt)
-    return dict(checkpoint.read_model(checkpoint.latest(run_dir / "checkpoints" / "rl")))
+    return dict(checkpoint_tensors.read_model(checkpoint.latest(run_dir / "checkpoints" / "rl")))
 
 
 def command_in_a_full_store(

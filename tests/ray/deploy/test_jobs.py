@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from d1ray.config.run import Config
-from d1ray.run import checkpoint
+from d1ray.run import checkpoint, checkpoint_tensors
 
 STEPS, WAIT_S = 40, 240
 SETTINGS = [
@@ -160,7 +160,7 @@ def test_a_stopped_and_continued_job_ends_in_the_bits_of_a_local_run(
     local = reinforced(config_of(tmp_path / "run", *SETTINGS))
     newest = checkpoint.latest(job["run"] / "checkpoints" / "rl")
     assert newest is not None
-    remote = dict(checkpoint.read_model(newest))
+    remote = dict(checkpoint_tensors.read_model(newest))
     assert remote.keys() == local.keys()
     assert all(torch.equal(remote[name], local[name]) for name in local)
 
