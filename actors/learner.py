@@ -21,7 +21,7 @@ from actors.broadcast import Circle, Member
 from actors.failures import fetched
 from actors.policy import Parcel
 from d1ray.config.errors import DataError, RunFailed
-from d1ray.config.rl import RLConfig
+from d1ray.config.run import Config
 from d1ray.diffusion.likelihood import ViewLogps
 from d1ray.models.load import load_model
 from d1ray.models.lora import add_lora, unadapted
@@ -52,43 +52,31 @@ class Learner:
     """The policy in training, or one rank's part of it.
 
     Args:
+        config: the run's. ``model.precision`` is of matrix products and of weights that an adapter leaves
+            alone; torch's threads are part of what makes results reproducible. With ``cluster.colocated`` a
+            generator has the GPU but for the time of ``learn``, and everything is on the CPU meanwhile.
         start: the model folder RL starts from, which is also the first reference.
         resume: a complete checkpoint to continue from, or None.
-        config: the RL settings.
-        precision: "fp32" or "bf16": of matrix products and of weights that an adapter leaves alone.
-        seed: the run's seed.
-        threads: torch's intra-op threads; part of what makes results reproducible.
-        deadline_s: longest wait for an object or for the other ranks.
         incarnation: marks what is published.
-        rank: which of the ranks this is; the first one writes and publishes.
-        world: how many there are. Every method is called on all of them, in the same order.
-        colocated: a generator has the GPU but for the time of ``learn``; else everything stays on the CPU.
+        rank: which of the ``cluster.learners`` this is; the first one writes and publishes. Every method is
+            called on all of them, in the same order.
     """
 
     def __init__(
-        self,
-        start: Path,
-        resume: Place | None,
-        config: RLConfig,
-        precision: str,
-        seed: int,
-        threads: int,
-        deadline_s: float,
-        incarnation: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        colocated: bool = False,
+        self, config: Config, start: Path, resume: Place | None = None, incarnation: int = 1, rank: int = 0
     ):
-        torch.set_num_threads(threads)
+        cluster = config.cluster
+        assert config.rl is not None
+        self.config, self.seed, self.bf16 = config.rl, config.seed, config.model.precision == "bf16"
+        self.start, self.resume, self.incarnation = start, resume, incarnation
+        self.rank, self.world, self.deadline_s = rank, cluster.learners, cluster.deadline_s
+        torch.set_num_threads(cluster.learner_threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.moves = colocated and not config.offload
-        kept = "cpu" if colocated or config.offload else self.device
+        self.moves = cluster.colocated and not self.config.offload
+        kept = "cpu" if cluster.colocated or self.config.offload else self.device
         self.home = torch.device(kept)  # of weights and optimiser state while it does not learn
-        self.start, self.resume = start, resume
-        self.config, self.seed, self.deadline_s, self.incarnation = config, seed, deadline_s, incarnation
-        self.rank, self.world, self.bf16 = rank, world, precision == "bf16"
         self.first = rank == 0
-        self.grouped = world > 1 or config.offload  # FSDP keeps even a single rank's weights on the CPU
+        self.grouped = self.world > 1 or self.config.offload  # FSDP keeps even one rank's weights on the CPU
         self.store: Any = None  # where the ranks and others meet; the first one keeps it
         self.member = Member()
         self.version = 0

@@ -78,17 +78,7 @@ class LearnerGang:
                 }
                 self.actors.append(
                     rank.options(**options, **at(places, number)).remote(
-                        start,
-                        resume,
-                        config.rl,
-                        config.model.precision,
-                        config.seed,
-                        c.learner_threads,
-                        c.deadline_s,
-                        incarnation,
-                        number,
-                        c.learners,
-                        c.colocated,
+                        config, start, resume, incarnation, number
                     )
                 )
             met = [self.actors[0].meeting_point.remote(c.broadcast)]

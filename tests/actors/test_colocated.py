@@ -16,6 +16,7 @@ from d1ray.config.lora import LoRAConfig
 from d1ray.config.optimizer import OptimizerConfig
 from d1ray.config.rl import RLConfig
 from d1ray.config.rng import generator
+from d1ray.config.run import Config
 from d1ray.config.sampling import SamplerConfig
 from d1ray.models.save import save_model
 from d1ray.models.weights import pack
@@ -105,12 +106,13 @@ def table(folder, request_of_two, policy):
     return scored.set_column(scored.schema.get_field_index("reward"), field, pa.array([0, 1], pa.float32()))
 
 
+def run_of(rl, **cluster):
+    return Config(task=TASK, model={"path": "model"}, rl=rl, cluster={"deadline_s": 10, **cluster})
+
+
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=2)], ids=["whole", "adapter"])
 def test_a_learner_that_leaves_its_gpu_between_steps_learns_the_same(folder, table, tmp_path, lora):
-    learners = [
-        Learner(folder, None, config_of(lora), "fp32", 0, 1, 10, colocated=colocated)
-        for colocated in (False, True)
-    ]
+    learners = [Learner(run_of(config_of(lora), colocated=colocated), folder) for colocated in (False, True)]
     for learner in learners:
         learner.build(("", 0))
         for step in range(2):
@@ -127,14 +129,14 @@ def test_a_learner_that_leaves_its_gpu_between_steps_learns_the_same(folder, tab
 
 
 def _start(folder, lora):
-    learner = Learner(folder, None, config_of(lora), "fp32", 0, 1, 10)
+    learner = Learner(run_of(config_of(lora)), folder)
     learner.build(("", 0))
     return learner.live.values()
 
 
 @on_gpu
 def test_a_learner_holds_no_gpu_memory_between_steps(folder, table, tmp_path):
-    learner = Learner(folder, None, config_of(), "fp32", 0, 1, 10, colocated=True)
+    learner = Learner(run_of(config_of(), colocated=True), folder)
     learner.build(("", 0))
     assert torch.cuda.memory_allocated() == 0
     learner.learn([table], 0, tmp_path / "rollouts.parquet")

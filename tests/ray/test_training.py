@@ -28,7 +28,7 @@ from d1ray.config.run import Config
 from d1ray.diffusion.masked_loss import MaskedDiffusionLoss
 from d1ray.models.load import load_model
 from d1ray.models.tokenizer import load_tokenizer
-from d1ray.programs import train
+from d1ray.programs import training
 from d1ray.programs.evaluate import evaluate, held_out_prompts
 from d1ray.programs.stages import run_recipe, supervised_stages
 from d1ray.report.runs import read_runs
@@ -120,7 +120,7 @@ def test_a_validation_given_up_after_a_signal_is_done_again_with_its_step(
         return validating and (run / "checkpoints" / "rl" / "step-00001").exists()
 
     config = config_of(run, "rl.steps=2", "cluster.generators=2", "cluster.grace_s=0.001")
-    monkeypatch.setattr(train, "evaluate", noted)
+    monkeypatch.setattr(training, "evaluate", noted)
     with pytest.raises(GivenUp, match=r"half of cluster.grace_s\); the run goes on from step 1$"):
         reinforced(config, in_the_second_step)
     assert [path.name for path in (run / "checkpoints" / "rl").iterdir()] == ["step-00001"]

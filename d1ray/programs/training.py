@@ -1,0 +1,264 @@
+"""Training: one run of diffu-GRPO under way, and the verbs that the main loop (``train.loop``) is made of."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ray
+from ray.util.placement_group import PlacementGroup
+
+from actors.buffer import Call, RolloutBuffer
+from actors.failures import NoRoom, ObjectsLost, RolloutError, StoreFull, one_line
+from actors.gauges import Gauges
+from actors.learner_gang import LearnerGang
+from actors.policy import PolicyRef
+from actors.pools import Pools
+from d1ray.config.rl import RLConfig
+from d1ray.config.run import Config
+from d1ray.programs.evaluate import Tokenizer, evaluate, prompt_of
+from d1ray.programs.recovery import RestartLadder
+from d1ray.programs.step_metrics import Metrics, rollout_metrics
+from d1ray.rl.mismatch import exact_sampling
+from d1ray.rl.rollout import Prompt, Request
+from d1ray.run import checkpoint
+from d1ray.run.checkpoint import Place
+from d1ray.run.folder import RunFolder
+from d1ray.run.interrupt import Patience
+from d1ray.run.progress import Progress, Stage
+from d1ray.tasks.source import Data
+
+
+@dataclass
+class State:
+    """What the driver has to remember, saved with every checkpoint.
+
+    ``step`` outer steps are complete, ``cursor`` prompts are consumed. ``best_step`` is the step
+    with the most validation examples solved (the earliest of equals); its checkpoint is kept.
+    ``exact_decoding`` is set once a step's mean gap between fast and exact decoding is above the limit.
+    """
+
+    step: int = 0
+    saved_step: int = -1
+    cursor: int = 0
+    incarnation: int = 0
+    best_step: int = -1
+    best_solved: float = -1.0
+    exact_decoding: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What stays the same however often the learner is built."""
+
+    config: Config
+    start: Path  # the model's folder
+    tokenizer: Tokenizer
+    data: Data
+    validation: Sequence[Prompt]
+    run: RunFolder
+    progress: Progress
+    interrupt: Callable[[], bool]
+    patience: Patience
+    pools: Pools
+    places: PlacementGroup | None
+
+    @property
+    def rl(self) -> RLConfig:
+        assert self.config.rl is not None
+        return self.config.rl
+
+    @property
+    def checkpoints(self) -> Place:
+        """Where they lie."""
+        return self.config.checkpoint_root("rl")
+
+
+@contextmanager
+def training_of(job: Job, ladder: RestartLadder, gauges: Gauges | None) -> Iterator["Training"]:
+    """A learner, built from the newest checkpoint, with an empty buffer.
+
+    Raises:
+        ResourceError: there is no place for the learner.
+        LearnerLost: it died while it was built.
+    """
+    config, rl, progress = job.config, job.rl, job.progress
+    resume = checkpoint.latest(job.checkpoints)
+    state = State(**checkpoint.load_state(resume)["driver"]) if resume else State()
+    state.incarnation = ladder.begins(state.step, state.incarnation)
+    job.run.truncate_metrics("rl", state.step or -1)
+    slots = (rl.staleness + 1) * rl.prompts_per_step
+    buffer = RolloutBuffer(
+        job.pools.generators, job.pools.scorers, slots, config.cluster.deadline_s, note=progress.note
+    )
+    job.pools.rest()
+    cluster = config.cluster
+    placement_s = cluster.deadline_s if ladder.rebuilds else cluster.placement_s
+    gang = LearnerGang(
+        config, job.start, resume, state.incarnation, job.places, job.patience, placement_s, progress.note
+    )
+
+    def standing() -> dict[str, float]:
+        return {**buffer.standing(), "learner_restarts": ladder.rebuilds}
+
+    with (
+        gauges.watching(standing) if gauges else nullcontext(),
+        closing(gang) as learner,
+        progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
+    ):
+        yield Training(job, state, learner, buffer, stage)
+
+
+class Training:
+    """A learner and its buffer at work. ``train.loop`` calls the verbs, and alone advances ``state``."""
+
+    def __init__(self, job: Job, state: State, learner: LearnerGang, buffer: RolloutBuffer, stage: Stage):
+        self.job, self.rl, self.state = job, job.rl, state
+        self.learner, self.buffer, self.stage = learner, buffer, stage
+        self.policy: PolicyRef
+        self._next = state.cursor  # the prompt that is generated next
+
+    def publish(self) -> Metrics:
+        """The learner's weights become the policy of what is generated from now on."""
+        started_at, started = time.time(), time.perf_counter()
+        self.policy = self.learner.publish(self.job.pools.generators)
+        return {"started_publish": started_at, "seconds_publish": time.perf_counter() - started}
+
+    def fill(self) -> None:
+        """Every free slot begins to generate a prompt's group."""
+        sampling = exact_sampling(self.rl.sampling) if self.state.exact_decoding else self.rl.sampling
+        job, end = self.job, self.rl.steps * self.rl.prompts_per_step
+        while self.buffer.has_slot() and self._next < end:
+            example, limit = job.data.train(self._next), job.config.data.max_prompt_length
+            prompt = prompt_of(job.tokenizer, example, self._next, limit)  # the group's id is its index
+            request = Request((prompt,), self.rl.group_size, sampling, job.config.seed, likelihoods=self.rl)
+            self.buffer.start(request, self.policy)
+            self._next += 1
+
+    def take(self) -> tuple[list[Call], Metrics]:
+        """The next step's groups, when all are scored; decoding is exact from now on if it strayed too far.
+
+        Raises:
+            RolloutError: all were dropped, or none comes.
+            Interrupted: a signal came.
+        """
+        taken = self.buffer.take(self.rl.prompts_per_step, self.job.interrupt)
+        groups = self._kept(taken)
+        metrics = rollout_metrics([group.metadata for group in groups], self.policy.version)
+        metrics |= {"dropped_groups": len(taken) - len(groups), "reissued_calls": self.buffer.reissued}
+        gap, limit, sampling = metrics.get("mismatch", 0.0), self.rl.mismatch.limit, self.rl.sampling
+        if limit is not None and gap > limit:
+            self.state.exact_decoding = True
+            self._note(
+                f"{sampling.decoding} decoding (cache {sampling.cache}) is {gap:.3g} nats a token from exact "
+                f"decoding, above rl.mismatch.limit={limit:g}; rollouts are decoded exactly from the next "
+                "ones on"
+            )
+        return taken, metrics
+
+    def learn(self, taken: list[Call]) -> Metrics:
+        """mu updates on the groups. Those whose tables were lost with a node, or have no room at the
+        learner's, are generated again, the same.
+
+        Raises:
+            RolloutError: the learner has not got them within the buffer's deadline.
+        """
+        groups, step, buffer = [group for group in taken if not group.dropped], self.state.step, self.buffer
+        rollouts = self.job.run.rollouts / f"step-{step + 1:05d}.parquet"
+        began, again = time.monotonic(), False
+        while True:
+            self.job.pools.rest()
+            try:
+                metrics = self.learner.learn([g.table for g in groups], step, rollouts, buffer.tend)
+                break
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, ObjectsLost | NoRoom):
+                    raise
+                if not again:
+                    buffer.note(f"learning: {one_line(error)}; the rollouts are generated again")
+                if (waited := time.monotonic() - began) > buffer.deadline_s:
+                    if isinstance(error.cause, NoRoom):
+                        raise StoreFull("the learner", waited) from error
+                    raise RolloutError(f"{one_line(error)}, again and again for {waited:.0f} s") from error
+            again = True
+            buffer.again(groups)
+            groups = buffer.take(len(groups), self.job.interrupt)
+            for group in groups:
+                if group.dropped:
+                    raise RolloutError(f"{group.name}, generated again, {group.dropped}")
+        if metrics["empty_batches"]:
+            self._note("no update, because in each group all rewards are equal")
+        return metrics
+
+    def release(self, taken: list[Call]) -> None:
+        """Their slots are free for groups of the new policy."""
+        self.buffer.release(taken)
+
+    def validate(self) -> Metrics:
+        """The share of held-out examples that the policy solves; the best step so far is remembered.
+
+        Raises:
+            GivenUp: a signal came, and patience is over.
+        """
+
+        def waits() -> bool:
+            self.buffer.tend()  # its calls share the pools with the validation's
+            return self.job.patience()
+
+        started_at, started, state = time.time(), time.perf_counter(), self.state
+        verdicts = evaluate(self.job.pools, self.policy, self.job.validation, self.job.config, waits).verdicts
+        solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
+        if solved > state.best_solved:
+            state.best_step, state.best_solved = state.step, solved
+        return {
+            "validation_solved": solved,
+            "validation_examples": len(verdicts),
+            "started_validate": started_at,
+            "seconds_validate": time.perf_counter() - started,
+        }
+
+    def log(self, metrics: Metrics) -> None:
+        """Into the run folder, and onto the display."""
+        learned = "seconds_step" in metrics  # not only validated
+        if learned:
+            metrics = metrics | {
+                "broadcast_failures": self.learner.broadcasts.failures,
+                "tokens_per_s": metrics["tokens"] / metrics["seconds_step"],
+            }
+        self.job.run.log({"stage": "rl", "step": self.state.step, **metrics})
+        if learned:
+            self.stage.update(self.state.step, metrics)
+
+    def save(self) -> None:
+        """Begins a checkpoint, unless that of this step is written or under way."""
+        state = self.state
+        if state.saved_step != state.step:
+            state.saved_step = state.step
+            driver = {"driver": asdict(state)}
+            self.learner.save_checkpoint(self.job.checkpoints, state.step, driver, state.best_step)
+
+    def finish(self) -> None:
+        """Writes the policy that validates best to ``models/rl``."""
+        self.learner.finish_checkpoint()
+        best = self.state.best_step
+        saved = checkpoint.folder_of(self.job.checkpoints, best) if best else None
+        self.learner.write_model(saved, self.job.run.models / "rl")
+
+    def _kept(self, taken: list[Call]) -> list[Call]:
+        """The groups that were not given up; those that were are recorded in ``dropped.jsonl``."""
+        for call in taken:
+            if call.dropped:
+                group = call.request.prompts[0]
+                self._note(f"group {group.group_id} is dropped: it {call.dropped}")
+                row = {"step": self.state.step + 1, "group_id": group.group_id, "example": group.example.key}
+                self.job.run.note_dropped(row | {"reason": call.dropped})
+        groups = [call for call in taken if not call.dropped]
+        if not groups:
+            raise RolloutError(
+                f"all {len(taken)} groups of step {self.state.step + 1} failed; {taken[0].dropped}"
+            )
+        return groups
+
+    def _note(self, text: str) -> None:
+        self.job.progress.note(f"step {self.state.step + 1}: {text}")

@@ -1,0 +1,42 @@
+"""How often a lost learner is built again."""
+
+import pytest
+
+from actors.failures import LearnerLost
+from d1ray.programs.recovery import RestartLadder
+
+LOST = LearnerLost("rank 0 died")
+
+
+def test_rebuilds_that_get_further_never_end_the_run():
+    ladder = RestartLadder(most=1)
+    for step in range(20):
+        ladder.begins(step, incarnation=step)
+        ladder.fell(LOST, newest=step + 1)
+    assert ladder.rebuilds == 20
+
+
+def test_as_many_rebuilds_in_vain_as_allowed_and_one_more_is_the_error():
+    ladder = RestartLadder(most=3)
+    for _ in range(3):
+        ladder.begins(5, incarnation=1)
+        ladder.fell(LOST, newest=5)
+    ladder.begins(5, incarnation=1)
+    with pytest.raises(LearnerLost, match="rank 0 died"):
+        ladder.fell(LOST, newest=5)
+
+
+def test_the_incarnation_rises_whatever_the_checkpoint_says():
+    ladder = RestartLadder(most=3)
+    assert [ladder.begins(0, incarnation=7), ladder.begins(0, incarnation=2), ladder.begins(0, 0)] == [
+        8,
+        9,
+        10,
+    ]
+
+
+def test_a_learner_that_may_not_be_rebuilt_is_not():
+    ladder = RestartLadder(most=0)
+    ladder.begins(0, incarnation=0)
+    with pytest.raises(LearnerLost):
+        ladder.fell(LOST, newest=9)
