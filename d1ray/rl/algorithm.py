@@ -77,9 +77,13 @@ class Terms:
         """``[n, G]`` completion tokens up to and including the first EOS, at least 1."""
         return self.scored.sum(-1).clamp(min=1)
 
+    def where_scored(self, logps: Tensor) -> Tensor:
+        """``[K, n, G, L]`` log-probabilities; 0 where nothing is scored, whatever stands there."""
+        return logps.where(self.weights != 0, 0.0)  # where, not *: an unscored -inf must not become NaN
+
     def weighted(self, logps: Tensor) -> Tensor:
-        """``[K, n, G, L]`` weights x log-probabilities; 0 where nothing is scored, whatever stands there."""
-        return logps.where(self.weights != 0, 0.0) * self.weights
+        """``[K, n, G, L]`` weights x log-probabilities; 0 where nothing is scored."""
+        return self.where_scored(logps) * self.weights
 
     def under_each_policy(self, estimate: Callable[[Tensor], Tensor]) -> Policies:
         """``estimate`` of each policy's ``[K, n, G, L]`` log-probabilities; None where there are none."""

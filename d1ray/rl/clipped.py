@@ -110,7 +110,7 @@ def mean_loss(
     """
 
     def mean(values: Tensor) -> Tensor:
-        return (values.where(over, 0.0) / each).sum() / total  # where, not *: an inf must not become NaN
+        return (values.where(over, 0.0) / each).sum() / total
 
     return Loss(mean(values), {name: mean(value.detach()) for name, value in metrics.items()})
 

@@ -27,8 +27,7 @@ class DiffuGRPO(Clipped):
     beta: NonNegativeFloat = Field(0.04, description="weight of the k3 KL to the reference")
 
     def loss(self, terms: Terms) -> Loss:
-        scored = terms.weights != 0  # [K, n, G, L]
-        logp = terms.under_each_policy(lambda logps: logps.where(scored, 0.0))  # log pi(o_k | q')
+        logp = terms.under_each_policy(terms.where_scored)  # log pi(o_k | q') [K, n, G, L]
         ratio = likelihood_ratio(new=logp.new, old=logp.old)  # rho_k
         surrogate, clipped = clipped_surrogate(ratio, terms.advantages[..., None], self.epsilon)  # J_k
         weight, importance = truncated_importance(logp, terms.importance_cap)  # 1 unless rl.importance_cap
@@ -36,6 +35,6 @@ class DiffuGRPO(Clipped):
         return mean_loss(
             self.beta * kl - weight * surrogate,
             {**importance, "kl": kl, "clip_fraction": clipped},
-            over=scored,
+            over=terms.weights != 0,
             total=terms.totals.view_tokens,
         )

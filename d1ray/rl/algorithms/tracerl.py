@@ -36,8 +36,7 @@ class TraceRL(Clipped):
         return False
 
     def loss(self, terms: Terms) -> Loss:
-        scored = terms.weights != 0  # [K, n, G, L]
-        logp = terms.under_each_policy(lambda logps: logps.where(scored, 0.0))
+        logp = terms.under_each_policy(terms.where_scored)  # l_k [K, n, G, L]
         ratio = likelihood_ratio(new=logp.new, old=logp.old)  # rho_k
         surrogate, clipped = clipped_surrogate(ratio, terms.advantages[..., None], self.epsilon)  # J_k
         weight, importance = truncated_importance(logp, terms.importance_cap)  # 1 unless rl.importance_cap
@@ -45,7 +44,7 @@ class TraceRL(Clipped):
         return mean_loss(
             self.beta * kl - weight * surrogate,
             {**importance, "kl": kl, "clip_fraction": clipped},
-            over=scored,
+            over=terms.weights != 0,
             each=terms.lengths[..., None],
             total=terms.totals.completions,
         )

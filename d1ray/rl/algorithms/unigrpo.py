@@ -27,7 +27,7 @@ class UniGRPO(Clipped):
 
     def loss(self, terms: Terms) -> Loss:
         masked = terms.weights != 0  # M [K, n, G, L]
-        logp = terms.under_each_policy(lambda logps: logps.where(masked, 0.0))
+        logp = terms.under_each_policy(terms.where_scored)  # l_k [K, n, G, L]
         ratio = likelihood_ratio(new=logp.new, old=logp.old)  # rho_k
         surrogate, clipped = clipped_surrogate(ratio, terms.advantages[..., None], self.epsilon)  # J_k
         weight, importance = truncated_importance(logp, terms.importance_cap)  # 1 unless rl.importance_cap
