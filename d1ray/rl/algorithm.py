@@ -3,21 +3,24 @@
 Shapes: K views, n groups, G completions, L completion length.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
 from d1ray.config.settings import Named
 from d1ray.diffusion.estimators import AnyEstimator
 from d1ray.diffusion.estimators.estimator import Estimator
 from d1ray.rl.advantage import ADVANTAGES, AdvantageName
+
+if TYPE_CHECKING:  # settings are read where torch is not loaded
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class Totals:
     completions: int
     tokens: int
     view_tokens: int
+
+
+class Policies(NamedTuple):
+    """What the same log-probability, of a token or a completion, is under each policy (see ``Terms``)."""
+
+    new: Tensor
+    old: Tensor | None
+    reference: Tensor | None
+    behaviour: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,18 @@ class Terms:
         """``[n, G]`` completion tokens up to and including the first EOS, at least 1."""
         return self.scored.sum(-1).clamp(min=1)
 
+    def where_scored(self, logps: Tensor) -> Tensor:
+        """``[K, n, G, L]`` log-probabilities; 0 where nothing is scored, whatever stands there."""
+        return logps.where(self.weights != 0, 0.0)  # where, not *: an unscored -inf must not become NaN
+
     def weighted(self, logps: Tensor) -> Tensor:
-        """``[K, n, G, L]`` weights x log-probabilities; 0 where nothing is scored, whatever stands there."""
-        return torch.where(self.weights != 0, logps, 0.0) * self.weights
+        """``[K, n, G, L]`` weights x log-probabilities; 0 where nothing is scored."""
+        return self.where_scored(logps) * self.weights
+
+    def under_each_policy(self, estimate: Callable[[Tensor], Tensor]) -> Policies:
+        """``estimate`` of each policy's ``[K, n, G, L]`` log-probabilities; None where there are none."""
+        stored = (self.old, self.reference, self.behaviour)
+        return Policies(estimate(self.new), *(None if logps is None else estimate(logps) for logps in stored))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -117,6 +119,26 @@ def test_an_option_of_its_estimator_leaves_the_others_as_the_algorithm_has_them(
 def test_an_unknown_setting_is_named(algorithm):
     with pytest.raises(ValueError, match=r"^algorithm\.betta: unknown option"):
         load_algorithm({"name": algorithm.name, "betta": 1})
+
+
+def test_settings_are_read_without_torch():
+    program = """
+import sys
+from importlib import import_module
+from pkgutil import iter_modules
+from d1ray.config.kinds import ALGORITHMS, load_algorithm
+
+for package in ("d1ray.rl.algorithms", "d1ray.diffusion.estimators"):
+    for module in iter_modules(import_module(package).__path__, package + "."):
+        import_module(module.name)
+        assert "torch" not in sys.modules, module.name
+for name in ALGORITHMS:
+    load_algorithm({"name": name, "estimator": {"prompt_mask_prob": 0.5}})
+    assert "torch" not in sys.modules, name
+print(len(ALGORITHMS))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{len(ALGORITHMS)}\n", done.stderr
 
 
 # The loss as a function of its terms

@@ -16,14 +16,13 @@ together, and not for a weight of each view.
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, PositiveFloat
 
 from d1ray.diffusion.estimators import AnyEstimator
 from d1ray.diffusion.estimators.elbo import Elbo
 from d1ray.rl.advantage import AdvantageName
 from d1ray.rl.algorithm import Algorithm, Loss, Terms
-from d1ray.rl.clipped import bounded_exp, clipped_surrogate
+from d1ray.rl.clipped import bounded_exp, clipped_surrogate, log_ratio
 
 
 class BGPO(Algorithm):
@@ -37,14 +36,13 @@ class BGPO(Algorithm):
     epsilon: PositiveFloat = Field(0.2, description="PPO clip range")
 
     def loss(self, terms: Terms) -> Loss:
-        assert terms.old is not None
         views = self.estimator.views_per_update
-        elbo = views * terms.weighted(terms.new).sum(-1)  # [K, n, G]
-        away = (elbo - views * terms.weighted(terms.old).sum(-1)) / terms.lengths
-        ratio = torch.where(terms.advantages > 0, 1 + away, bounded_exp(away))
-        surrogate, clipped = clipped_surrogate(ratio, terms.advantages, self.epsilon, self.epsilon)
+        elbo = terms.under_each_policy(lambda logps: views * terms.weighted(logps).sum(-1))  # l_v [K, n, G]
+        d = log_ratio(new=elbo.new, old=elbo.old, length=terms.lengths)  # d_v
+        ratio = (1 + d).where(terms.advantages > 0, bounded_exp(d))  # g_v
+        surrogate, clipped = clipped_surrogate(ratio, terms.advantages, self.epsilon)
         means = terms.totals.completions * views
         return Loss(
             -surrogate.sum() / means,
-            {"clip_fraction": clipped.sum() / means, "elbo": elbo.detach().sum() / means},
+            {"clip_fraction": clipped.sum() / means, "elbo": elbo.new.detach().sum() / means},
         )

@@ -12,16 +12,15 @@ k3 takes l_k too.
 from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
-from torch import Tensor
 
 from d1ray.diffusion.estimators import AnyEstimator
 from d1ray.diffusion.estimators.coupled import Coupled
 from d1ray.rl.advantage import AdvantageName
 from d1ray.rl.algorithm import Loss, Terms
-from d1ray.rl.algorithms.token_clipped import TokenClipped
+from d1ray.rl.clipped import Clipped, clipped_surrogate, k3, likelihood_ratio, mean_loss, truncated_importance
 
 
-class CoupledGRPO(TokenClipped):
+class CoupledGRPO(Clipped):
     """Token-level clipped policy optimisation on a complementary pair of masks."""
 
     estimators: ClassVar = ("coupled",)
@@ -32,8 +31,15 @@ class CoupledGRPO(TokenClipped):
     advantage: AdvantageName = "leave_one_out"
     epsilon: PositiveFloat = Field(0.5, description="PPO clip range")
 
-    def token_logps(self, terms: Terms, logps: Tensor) -> Tensor:
-        return terms.weighted(logps).sum(0)  # l [n, G, L]
-
     def loss(self, terms: Terms) -> Loss:
-        return self.mean_loss(terms, (terms.weights != 0).any(0), 1, terms.totals.tokens)
+        logp = terms.under_each_policy(lambda logps: terms.weighted(logps).sum(0))  # l_k [n, G, L]
+        ratio = likelihood_ratio(new=logp.new, old=logp.old)  # rho_k
+        surrogate, clipped = clipped_surrogate(ratio, terms.advantages[..., None], self.epsilon)  # J_k
+        weight, importance = truncated_importance(logp, terms.importance_cap)  # 1 unless rl.importance_cap
+        kl = k3(new=logp.new, reference=logp.reference) if self.beta > 0 else ratio.new_zeros(())  # KL_k
+        return mean_loss(
+            self.beta * kl - weight * surrogate,
+            {**importance, "kl": kl, "clip_fraction": clipped},
+            over=(terms.weights != 0).any(0),
+            total=terms.totals.tokens,
+        )

@@ -14,16 +14,20 @@ is the bound's, its value is not; and the logarithm of a mean over K views is bi
 more views. Everything stays in logarithms, so tiny probabilities do not underflow.
 """
 
-from typing import ClassVar, Literal
+from __future__ import annotations
 
-import torch
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal
+
 from pydantic import Field
-from torch import Tensor
 
 from d1ray.config.settings import Probability
 from d1ray.diffusion.estimators import AnyEstimator
 from d1ray.diffusion.estimators.block_bounds import BlockBounds
 from d1ray.rl.algorithm import Algorithm, Loss, Terms
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SPG(Algorithm):
@@ -39,10 +43,10 @@ class SPG(Algorithm):
     omega: Probability = Field(0.5, description="share of the upper bound for bad completions")
 
     def loss(self, terms: Terms) -> Loss:
-        lower = terms.weighted(terms.new).sum((0, -1))  # [n, G]
-        upper = self._upper_bound(terms)
+        lower = terms.weighted(terms.new).sum((0, -1))  # E [n, G]
+        upper = self._upper_bound(terms)  # U
         mixed = self.omega * upper + (1 - self.omega) * lower
-        sequence = torch.where(terms.advantages < 0, mixed, lower)
+        sequence = mixed.where(terms.advantages < 0, lower)  # l
         completions = terms.totals.completions
         return Loss(
             -(terms.advantages * terms.lengths * sequence).sum() / terms.totals.tokens,
@@ -54,9 +58,9 @@ class SPG(Algorithm):
 
     def _upper_bound(self, terms: Terms) -> Tensor:
         """U ``[n, G]``, per token."""
-        scored = terms.weights != 0
+        scored = terms.weights != 0  # k in S_j [K, n, G, L]
         used = scored.any(0)  # [n, G, L]
         powers = self.eubo_beta * terms.new + (terms.lengths[..., None] * terms.weights).log()
-        inner = torch.where(scored, powers, -torch.inf).masked_fill(~used, 0.0)  # all -inf has no gradient
-        log_a = inner.logsumexp(0).masked_fill(~used, 0.0)
+        inner = powers.where(scored, -math.inf).masked_fill(~used, 0.0)  # all -inf has no gradient
+        log_a = inner.logsumexp(0).masked_fill(~used, 0.0)  # log a_k
         return log_a.sum(-1) / used.sum(-1).clamp(min=1) / self.eubo_beta

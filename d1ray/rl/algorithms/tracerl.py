@@ -10,7 +10,6 @@ of averaging it; here all tokens of a completion weigh the same in both. The opt
 out.
 """
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat
@@ -19,10 +18,10 @@ from d1ray.diffusion.estimators import AnyEstimator
 from d1ray.diffusion.estimators.trajectory import Trajectory
 from d1ray.rl.advantage import AdvantageName
 from d1ray.rl.algorithm import Loss, Terms
-from d1ray.rl.algorithms.token_clipped import TokenClipped
+from d1ray.rl.clipped import Clipped, clipped_surrogate, k3, likelihood_ratio, mean_loss, truncated_importance
 
 
-class TraceRL(TokenClipped):
+class TraceRL(Clipped):
     """Token-level clipped policy optimisation on the replayed trajectory."""
 
     estimators: ClassVar = ("trajectory",)
@@ -37,5 +36,15 @@ class TraceRL(TokenClipped):
         return False
 
     def loss(self, terms: Terms) -> Loss:
-        terms = replace(terms, reference=terms.old)
-        return self.mean_loss(terms, terms.weights != 0, terms.lengths[..., None], terms.totals.completions)
+        logp = terms.under_each_policy(terms.where_scored)  # l_k [K, n, G, L]
+        ratio = likelihood_ratio(new=logp.new, old=logp.old)  # rho_k
+        surrogate, clipped = clipped_surrogate(ratio, terms.advantages[..., None], self.epsilon)  # J_k
+        weight, importance = truncated_importance(logp, terms.importance_cap)  # 1 unless rl.importance_cap
+        kl = k3(new=logp.new, reference=logp.old) if self.beta > 0 else ratio.new_zeros(())  # KL_k
+        return mean_loss(
+            self.beta * kl - weight * surrogate,
+            {**importance, "kl": kl, "clip_fraction": clipped},
+            over=terms.weights != 0,
+            each=terms.lengths[..., None],
+            total=terms.totals.completions,
+        )

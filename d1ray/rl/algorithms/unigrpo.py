@@ -13,10 +13,10 @@ from d1ray.diffusion.estimators import AnyEstimator
 from d1ray.diffusion.estimators.random_ratio import RandomRatio
 from d1ray.rl.advantage import AdvantageName
 from d1ray.rl.algorithm import Loss, Terms
-from d1ray.rl.algorithms.token_clipped import TokenClipped
+from d1ray.rl.clipped import Clipped, clipped_surrogate, k3, likelihood_ratio, mean_loss, truncated_importance
 
 
-class UniGRPO(TokenClipped):
+class UniGRPO(Clipped):
     """Token-level clipped policy optimisation on random mask ratios."""
 
     estimators: ClassVar = ("random_ratio",)
@@ -26,7 +26,16 @@ class UniGRPO(TokenClipped):
     advantage: AdvantageName = "mean_std"
 
     def loss(self, terms: Terms) -> Loss:
-        scored = terms.weights != 0
-        masked = scored.sum(-1, keepdim=True).clamp(min=1)  # [K, n, G, 1]
-        means = terms.totals.completions * self.estimator.views_per_update
-        return self.mean_loss(terms, scored, masked, means)
+        masked = terms.weights != 0  # M [K, n, G, L]
+        logp = terms.under_each_policy(terms.where_scored)  # l_k [K, n, G, L]
+        ratio = likelihood_ratio(new=logp.new, old=logp.old)  # rho_k
+        surrogate, clipped = clipped_surrogate(ratio, terms.advantages[..., None], self.epsilon)  # J_k
+        weight, importance = truncated_importance(logp, terms.importance_cap)  # 1 unless rl.importance_cap
+        kl = k3(new=logp.new, reference=logp.reference) if self.beta > 0 else ratio.new_zeros(())  # KL_k
+        return mean_loss(
+            self.beta * kl - weight * surrogate,
+            {**importance, "kl": kl, "clip_fraction": clipped},
+            over=masked,
+            each=masked.sum(-1, keepdim=True).clamp(min=1),  # |M_iv| [K, n, G, 1]
+            total=terms.totals.completions * self.estimator.views_per_update,
+        )
