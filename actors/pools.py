@@ -1,5 +1,7 @@
 """The two pools of a run: generators that sample and scorers that judge."""
 
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,14 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 
 from actors.generator import Generator
-from actors.placement import at, label
+from actors.placement import at, label, shared_places
 from actors.pool import Pool
 from actors.scorer import Scorer
 from d1ray.config.run import Config
 
 
 class Pools:
-    """Starts the generator and scorer pools of ``config`` and kills them on ``close``.
+    """Starts the generator and scorer pools of ``config`` and kills them on ``close``; see ``opened_pools``.
 
     Args:
         folder: a model folder; generators take architecture and tokenizer from it.
@@ -24,6 +26,7 @@ class Pools:
 
     def __init__(self, config: Config, folder: Path, places: PlacementGroup | None = None):
         c = self.cluster = config.cluster
+        self.places = places
         run = label(config)
         lasting: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
 
@@ -59,3 +62,16 @@ class Pools:
     def close(self) -> None:
         self.generators.close()
         self.scorers.close()
+
+
+@contextmanager
+def opened_pools(
+    config: Config, folder: Path, patience: Callable[[], object] = lambda: None
+) -> Iterator[Pools]:
+    """The pools, in places that colocated generators share with the learner, while the block runs.
+
+    Raises:
+        ResourceError: there is no room for such places (``shared_places``, which calls ``patience``).
+    """
+    with shared_places(config.cluster, patience) as places, closing(Pools(config, folder, places)) as pools:
+        yield pools

@@ -26,6 +26,7 @@ from d1ray.run.progress import Progress, Stage
 from d1ray.sft.demonstrations import Phase
 from d1ray.sft.model import resumable
 
+POLL_S = "0.2"  # of Ray Train's workers; its own 2 s are lost at the end of every gang
 WORKER_DEATHS = 3  # after so many the run ends; its checkpoints are kept
 HANGS = 3  # deadlines: one to notice a worker that hangs, two to start all of them again
 
@@ -58,6 +59,7 @@ def train_phases(
         if phase.number >= position["phase"]:
             run.truncate_metrics(phase.stage, position["step"] if phase.number == position["phase"] else 0)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(c.deadline_s)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     bulletin = ray.remote(num_cpus=0, scheduling_strategy=here)(Bulletin).remote()  # lost with us alone
     resources = {"CPU": c.sft_worker_cpus} | ({"GPU": c.sft_worker_gpus} if c.sft_worker_gpus else {})

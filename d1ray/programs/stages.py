@@ -1,7 +1,7 @@
 """Every stage of a recipe in turn: make the model, SFT, RL, evaluation, and what it came to."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from actors.gauges import Gauges
-from actors.placement import check_resources, connected, shared_places
+from actors.placement import check_resources, connected
 from actors.policy import policy_of_folder
 from actors.pools import Pools
 from d1ray.config.errors import ConfigError, ResourceError
@@ -24,6 +24,7 @@ from d1ray.programs.doctor import as_table, examine
 from d1ray.programs.evaluate import Evaluation, evaluate, held_out_prompts
 from d1ray.programs.sft import train_phases
 from d1ray.programs.train import reinforce
+from d1ray.programs.training import job_of
 from d1ray.report.report import report
 from d1ray.rl.rollout import Prompt
 from d1ray.run import summary
@@ -87,13 +88,15 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
             run.listeners += [trackers.log, gauges.log]
             with clock.time("base and SFT"):
                 stages = supervised_stages(config, run, progress, interrupt)
-            if reinforces:
-                with clock.time(config.rl.algorithm.title if config.rl else "RL"):
-                    start = list(stages.values())[-1]
-                    reinforce(config, start, data, validation, run, progress, interrupt, gauges)
-                stages["rl"] = run.models / "rl"
-            with clock.time("evaluation"):
-                results, evaluations = evaluate_stages(config, stages, tests, progress, interrupt)
+            start = list(stages.values())[-1]
+            with job_of(config, start, data, validation, run, progress, interrupt) as job:
+                if reinforces:
+                    with clock.time(job.rl.algorithm.title):
+                        reinforce(job, gauges)
+                    stages["rl"] = run.models / "rl"
+                with clock.time("evaluation"):
+                    evaluations = evaluate_stages(job.pools, config, stages, tests, progress, interrupt)
+            results = results_of(config, evaluations)
             shares = phase_shares(run.metrics())
             extra = {
                 "seed": config.seed,
@@ -176,19 +179,27 @@ def phases_of(config: Config) -> list[Phase]:
 
 
 def evaluate_stages(
-    config: Config, stages: dict[str, Path], tests: list[Prompt], progress: Progress, interrupt: Interrupt
-) -> tuple[list[StageResult], dict[str, Evaluation]]:
-    """Evaluates each stage's model on the same held-out examples."""
+    pools: Pools,
+    config: Config,
+    stages: Mapping[str, Path],
+    tests: list[Prompt],
+    progress: Progress,
+    interrupt: Interrupt,
+) -> dict[str, Evaluation]:
+    """Each stage's model on the same held-out examples."""
     evaluations = {}
-    with shared_places(config.cluster) as places, closing(Pools(config, stages["base"], places)) as pools:
-        for name, folder in stages.items():
-            with progress.stage(f"evaluate {name}", total=len(tests)) as stage:
-                evaluations[name] = evaluate(
-                    pools, policy_of_folder(folder), tests, config, interrupt, on_batch=stage.update
-                )
+    for name, folder in stages.items():
+        with progress.stage(f"evaluate {name}", total=len(tests)) as stage:
+            evaluations[name] = evaluate(
+                pools, policy_of_folder(folder), tests, config, interrupt, on_batch=stage.update
+            )
+    return evaluations
+
+
+def results_of(config: Config, evaluations: Mapping[str, Evaluation]) -> list[StageResult]:
+    """A line of the final table a stage."""
     task, algorithm = config.task.name, config.rl.algorithm.title if config.rl else "RL"
-    results = [summary.summarise(name, task, e.verdicts, algorithm) for name, e in evaluations.items()]
-    return results, evaluations
+    return [summary.summarise(name, task, e.verdicts, algorithm) for name, e in evaluations.items()]
 
 
 def sample_completions(

@@ -6,25 +6,14 @@ the step then updates; with more, slots for later steps fill while the learner l
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from pathlib import Path
 
 from actors.failures import LearnerLost
 from actors.gauges import Gauges
-from actors.placement import shared_places
-from actors.pools import Pools
 from d1ray.config.errors import ResourceError, RunFailed
-from d1ray.config.run import Config
-from d1ray.models.tokenizer import load_tokenizer
 from d1ray.programs.recovery import RestartLadder
 from d1ray.programs.training import Job, Training, training_of
-from d1ray.rl.rollout import Prompt
 from d1ray.run import checkpoint
-from d1ray.run.folder import RunFolder
-from d1ray.run.interrupt import GivenUp, Interrupted, Patience
-from d1ray.run.progress import Progress
-from d1ray.tasks.source import Data
+from d1ray.run.interrupt import GivenUp, Interrupted
 
 
 def loop(run: Training) -> None:
@@ -55,17 +44,8 @@ def loop(run: Training) -> None:
             run.save()
 
 
-def reinforce(
-    config: Config,
-    start: Path,
-    data: Data,
-    validation: Sequence[Prompt],
-    run: RunFolder,
-    progress: Progress,
-    interrupt: Callable[[], bool],
-    gauges: Gauges | None = None,
-) -> None:
-    """Trains from the model folder ``start``; leaves the policy that validates best in ``models/rl``.
+def reinforce(job: Job, gauges: Gauges | None = None) -> None:
+    """Trains from the model folder ``job.start``; leaves the policy that validates best in ``models/rl``.
 
     ``gauges`` show live how full the buffer is. A learner that is lost is built anew and goes on from its
     newest checkpoint.
@@ -75,32 +55,22 @@ def reinforce(
         GivenUp: a signal came, and what was under way did not end within half of ``cluster.grace_s``; the
             same call continues from the newest checkpoint there was.
     """
-    patience = Patience(interrupt, config.cluster.grace_s / 2)
-    ladder = RestartLadder(config.cluster.learner_restarts)
-    tokenizer = load_tokenizer(start)
-    with ExitStack() as actors:
-        places = actors.enter_context(shared_places(config.cluster, patience))
-        pools = actors.enter_context(closing(Pools(config, start, places)))
-        job = Job(
-            config, start, tokenizer, data, validation, run, progress, interrupt, patience, pools, places
-        )
-        while True:
-            try:
-                with training_of(job, ladder, gauges) as training:
-                    to_the_end(training)
-                return
-            except GivenUp as error:
-                newest = checkpoint.newest_step(job.checkpoints)
-                raise GivenUp(
-                    f"{error} (half of cluster.grace_s); the run goes on from step {newest}"
-                ) from error
-            except ResourceError as error:
-                if ladder.rebuilds:  # the request was right: once there was a place
-                    raise RunFailed(str(error)) from error
-                raise
-            except LearnerLost as error:
-                ladder.fell(error, checkpoint.newest_step(job.checkpoints))
-                progress.note(f"{error}; the learner starts again from its newest checkpoint")
+    ladder = RestartLadder(job.config.cluster.learner_restarts)
+    while True:
+        try:
+            with training_of(job, ladder, gauges) as training:
+                to_the_end(training)
+            return
+        except GivenUp as error:
+            newest = checkpoint.newest_step(job.checkpoints)
+            raise GivenUp(f"{error} (half of cluster.grace_s); the run goes on from step {newest}") from error
+        except ResourceError as error:
+            if ladder.rebuilds:  # the request was right: once there was a place
+                raise RunFailed(str(error)) from error
+            raise
+        except LearnerLost as error:
+            ladder.fell(error, checkpoint.newest_step(job.checkpoints))
+            job.progress.note(f"{error}; the learner starts again from its newest checkpoint")
 
 
 def to_the_end(training: Training) -> None:

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import PlacementGroup
 
 from actors.buffer import Call, RolloutBuffer
 from actors.failures import NoRoom, ObjectsLost, RolloutError, StoreFull, one_line
 from actors.gauges import Gauges
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
-from actors.pools import Pools
+from actors.pools import Pools, opened_pools
 from d1ray.config.rl import RLConfig
 from d1ray.config.run import Config
+from d1ray.models.tokenizer import load_tokenizer
 from d1ray.programs.evaluate import Tokenizer, evaluate, prompt_of
 from d1ray.programs.recovery import RestartLadder
 from d1ray.programs.step_metrics import Metrics, rollout_metrics
@@ -62,7 +62,6 @@ class Job:
     interrupt: Callable[[], bool]
     patience: Patience
     pools: Pools
-    places: PlacementGroup | None
 
     @property
     def rl(self) -> RLConfig:
@@ -73,6 +72,28 @@ class Job:
     def checkpoints(self) -> Place:
         """Where they lie."""
         return self.config.checkpoint_root("rl")
+
+
+@contextmanager
+def job_of(
+    config: Config,
+    start: Path,
+    data: Data,
+    validation: Sequence[Prompt],
+    run: RunFolder,
+    progress: Progress,
+    interrupt: Callable[[], bool],
+) -> Iterator[Job]:
+    """The job of training the model in ``start``, with pools that are up while the block runs.
+
+    Raises:
+        ResourceError: there is no place for actors that share GPUs.
+    """
+    patience = Patience(interrupt, config.cluster.grace_s / 2)
+    with opened_pools(config, start, patience) as pools:
+        yield Job(
+            config, start, load_tokenizer(start), data, validation, run, progress, interrupt, patience, pools
+        )
 
 
 @contextmanager
@@ -96,7 +117,14 @@ def training_of(job: Job, ladder: RestartLadder, gauges: Gauges | None) -> Itera
     cluster = config.cluster
     placement_s = cluster.deadline_s if ladder.rebuilds else cluster.placement_s
     gang = LearnerGang(
-        config, job.start, resume, state.incarnation, job.places, job.patience, placement_s, progress.note
+        config,
+        job.start,
+        resume,
+        state.incarnation,
+        job.pools.places,
+        job.patience,
+        placement_s,
+        progress.note,
     )
 
     def standing() -> dict[str, float]:

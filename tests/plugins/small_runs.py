@@ -75,6 +75,7 @@ def reinforced() -> Callable[..., Any]:
     from d1ray.models.tokenizer import load_tokenizer
     from d1ray.programs.evaluate import held_out_prompts
     from d1ray.programs.train import reinforce
+    from d1ray.programs.training import job_of
     from d1ray.run import checkpoint, checkpoint_tensors
     from d1ray.run.folder import RunFolder
     from d1ray.run.progress import Progress
@@ -88,7 +89,9 @@ def reinforced() -> Callable[..., Any]:
                 data.examples("validation", config.evaluation.validation_examples),
                 config.data.max_prompt_length,
             )
-            reinforce(config, config.model.path, data, validation, folder, progress, interrupt)
+            start = config.model.path
+            with job_of(config, start, data, validation, folder, progress, interrupt) as job:
+                reinforce(job)
             newest = checkpoint.latest(config.checkpoint_root("rl"))
             assert newest is not None
             return dict(checkpoint_tensors.read_model(newest))

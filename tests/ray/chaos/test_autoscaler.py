@@ -65,6 +65,7 @@ def train(overrides: list[str], run_dir: Path, interrupt: Callable[[], bool] = l
     from d1ray.models.tokenizer import load_tokenizer
     from d1ray.programs.evaluate import held_out_prompts
     from d1ray.programs.train import reinforce
+    from d1ray.programs.training import job_of
     from d1ray.run import checkpoint, checkpoint_tensors
     from d1ray.run.folder import RunFolder
     from d1ray.run.progress import Progress
@@ -74,7 +75,8 @@ def train(overrides: list[str], run_dir: Path, interrupt: Callable[[], bool] = l
     with RunFolder.open(run_dir, config) as run, Progress() as progress:
         data = open_data(config.task, None, config.seed)
         validation = held_out_prompts(load_tokenizer(config.model.path), data.examples("validation", 8), 100)
-        reinforce(config, config.model.path, data, validation, run, progress, interrupt)
+        with job_of(config, config.model.path, data, validation, run, progress, interrupt) as job:
+            reinforce(job)
     return dict(checkpoint_tensors.read_model(checkpoint.latest(run_dir / "checkpoints" / "rl")))
 
 

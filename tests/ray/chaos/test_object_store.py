@@ -147,7 +147,7 @@ def trained(overrides: list[str], run_dir: Path, notes: list[str], interrupt: Ca
     """The weights after the run's diffu-GRPO."""
     from d1ray.config.recipe import load_config
     from d1ray.models.tokenizer import load_tokenizer
-    from d1ray.programs import train
+    from d1ray.programs import train, training
     from d1ray.programs.evaluate import held_out_prompts
     from d1ray.run import checkpoint, checkpoint_tensors
     from d1ray.run.folder import RunFolder
@@ -162,12 +162,13 @@ def trained(overrides: list[str], run_dir: Path, notes: list[str], interrupt: Ca
                 notes.append(text)
 
     # Only where rollouts are waited for is it asked, not where the learner is.
-    train.Patience = lambda asked, seconds: Patience(lambda: False, seconds)
+    training.Patience = lambda asked, seconds: Patience(lambda: False, seconds)
     config = load_config("sudoku-tiny", [*overrides, f"run_dir={run_dir}"])
     with RunFolder.open(run_dir, config) as run, Noted() as progress:
         data = open_data(config.task, None, config.seed)
         validation = held_out_prompts(load_tokenizer(config.model.path), data.examples("validation", 8), 100)
-        train.reinforce(config, config.model.path, data, validation, run, progress, interrupt)
+        with training.job_of(config, config.model.path, data, validation, run, progress, interrupt) as job:
+            train.reinforce(job)
     return dict(checkpoint_tensors.read_model(checkpoint.latest(run_dir / "checkpoints" / "rl")))
 
 
