@@ -5,12 +5,14 @@ import gzip
 import hashlib
 import importlib.resources
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+import d1ray.page
 from d1ray.report import tables
 from d1ray.report.curves import OF_SHARES, curves
 from d1ray.report.runs import Run
@@ -20,8 +22,13 @@ from d1ray.report.statistics import ANY_SIGN, StepStatistics, share_band, step_s
 
 MOST_BYTES = 2_900_000
 BUDGETS = (500_000, 250_000, 125_000, 60_000, 30_000)  # tokens of completions, until the page is small enough
+STYLES = ("base.css", "report.css")
 SCRIPTS = (
     "elements.js",
+    "theme.js",
+    "tokens.js",
+    "numbers.js",
+    "runs.js",
     "chart.js",
     "curves.js",
     "phases.js",
@@ -31,6 +38,8 @@ SCRIPTS = (
     "browser.js",
     "main.js",
 )
+
+MODULE_LINES = re.compile(r"^import .*\n|^export ", re.MULTILINE)
 
 
 def page(runs: Sequence[Run], written: str) -> str:
@@ -76,10 +85,7 @@ def _render(
     rules: Sequence[str],
     data: Mapping[str, Any],
 ) -> str:
-    folder = importlib.resources.files("d1ray.report") / "page"
-    style = (folder / "report.css").read_text(encoding="utf-8")
-    parts = [(folder / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    script = '(() => {\n"use strict";\n' + "\n".join(parts) + "})();\n"
+    script = _joined(SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
         loader=PackageLoader("d1ray.report", "page"),
@@ -100,11 +106,24 @@ def _render(
         differences=tables.differences(runs),
         settings=tables.flat_settings(runs[0].config),
         rules=rules,
-        style=Markup(style),
+        style=Markup("\n".join(map(_asset, STYLES))),
         script=Markup(script),
         script_digest=digest,
         data=packed(data),
     )
+
+
+def _joined(scripts: Sequence[str]) -> str:
+    """All of them as one script: in its one scope modules need neither import nor export."""
+    parts = [MODULE_LINES.sub("", _asset(name)) for name in scripts]
+    return '(() => {\n"use strict";\n' + "\n".join(parts) + "})();\n"
+
+
+def _asset(name: str) -> str:
+    """The text of a file of the page: its own, or one that all pages have."""
+    own = importlib.resources.files("d1ray.report") / "page" / name
+    file = own if own.is_file() else importlib.resources.files(d1ray.page) / name
+    return file.read_text(encoding="utf-8")
 
 
 def _about(run: Run, statistics: Sequence[StepStatistics]) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response, StreamingResponse
 
+from d1ray.serving import playground
 from d1ray.serving.answering import Answer, as_api_error, progress
 from d1ray.serving.asking import Asking
 from d1ray.serving.config import ServeConfig
@@ -33,15 +33,6 @@ from d1ray.serving.protocol import (
 from d1ray.serving.refusals import ApiError, invalid
 from d1ray.serving.traffic import Counting, Traffic
 
-PAGE = Path(__file__).parent / "page"
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
-PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 VERSION = "x-d1ray-version"  # the weights', on every answer
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503)
@@ -156,11 +147,11 @@ def create_app(config: ServeConfig, asking: Asking, backend: Backend, keys: tupl
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
-        return _page_file("index.html")
+        return playground.answer("index.html")
 
     @app.get("/page/{file}", include_in_schema=False)
     async def page_file(file: str) -> Response:
-        return _page_file(file)
+        return playground.answer(file)
 
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     app.add_exception_handler(ApiError, _refused)
@@ -204,17 +195,6 @@ async def _unless_left(request: Request, work: Any) -> bool:
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _page_file(name: str) -> Response:
-    """A file of the page's folder; nothing outside of it can be named."""
-    files: dict[str, Callable[[], bytes]] = {
-        path.name: path.read_bytes for path in PAGE.glob("*.*") if path.is_file()
-    }
-    if name not in files:
-        raise ApiError(404, "there is no such file")
-    kind = PAGE_TYPES.get(Path(name).suffix, "application/octet-stream")
-    return Response(files[name](), media_type=kind, headers=PAGE_HEADERS)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -93,7 +93,7 @@ function browserSection(data) {
 
   function mark() {
     for (const option of list.children) option.setAttribute("aria-selected", option.id === `option-${chosen}` ? "true" : "false");
-    if (document.getElementById(`option-${chosen}`)) list.setAttribute("aria-activedescendant", `option-${chosen}`);
+    if (byId(`option-${chosen}`)) list.setAttribute("aria-activedescendant", `option-${chosen}`);
     else list.removeAttribute("aria-activedescendant");
   }
 
@@ -115,7 +115,7 @@ function browserSection(data) {
       drawList();
     }
     choose(found[next]);
-    document.getElementById(`option-${chosen}`).scrollIntoView({ block: "nearest" });
+    byId(`option-${chosen}`).scrollIntoView({ block: "nearest" });
   }
 
   search();

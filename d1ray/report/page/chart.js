@@ -162,13 +162,9 @@ function lineChart({ title, unit, curves, names }, state) {
   }
 
   function moved(event) {
-    const last = steps.length - 1;
-    const from = at ?? (event.key === "ArrowLeft" ? last + 1 : -1);
-    const to = { ArrowRight: Math.min(from + 1, last), ArrowLeft: Math.max(from - 1, 0), Home: 0, End: last }[event.key];
+    const to = arrived(event, at, steps.length);
     if (event.key === "Escape") point(null);
-    if (to === undefined || last < 0) return;
-    event.preventDefault();
-    spoken.textContent = point(to);
+    if (to !== undefined) spoken.textContent = point(to);
   }
 
   new ResizeObserver(() => box.clientWidth !== width && draw()).observe(box);

@@ -53,11 +53,8 @@ function phaseBars(run, peak, name) {
       pointerleave: () => point(null),
       blur: () => point(null),
       keydown: (event) => {
-        const from = at ?? -1;
-        const to = { ArrowRight: from + 1, ArrowLeft: from - 1, Home: 0, End: bars.length - 1 }[event.key];
-        if (to === undefined) return;
-        event.preventDefault();
-        spoken.textContent = point(Math.min(Math.max(to, 0), bars.length - 1));
+        const to = arrived(event, at, bars.length);
+        if (to !== undefined) spoken.textContent = point(to);
       },
     },
     picture,

@@ -1,12 +1,5 @@
 // A completion as it came out of the masks: which token was committed at which step, and how sure the model was.
 
-const BINS = [
-  [0.5, "below 0.5"],
-  [0.8, "0.5 – 0.8"],
-  [0.95, "0.8 – 0.95"],
-  [0.99, "0.95 – 0.99"],
-  [Infinity, "0.99 and above"],
-];
 const SPEEDS = ["1", "2", "4", "8", "16", "32"];
 
 let stopPlaying = () => {}; // of the playback that is on the page
@@ -22,9 +15,8 @@ function playback({ tokens, ends, steps, probability }) {
   let frame = last, timer = null, at = null;
 
   const spans = places.map((i) => {
-    const bin = BINS.findIndex(([below]) => probability[i] / 1000 < below);
-    const text = ends[i] ? "⟨end⟩" : tokens[i].replaceAll("\n", "↵").replaceAll("\t", "⇥");
-    return element("span", { class: `token bin-${bin}` + (ends[i] ? " end" : ""), pointerenter: () => inspect(places.indexOf(i)) }, text);
+    const about = { class: `token bin-${binOf(probability[i] / 1000)}` + (ends[i] ? " end" : ""), pointerenter: () => inspect(places.indexOf(i)) };
+    return element("span", about, ends[i] ? "⟨end⟩" : inLine(tokens[i]));
   });
   const tip = element("div", { class: "tip", hidden: true, "aria-live": "polite" });
   const strip = element(
@@ -37,11 +29,8 @@ function playback({ tokens, ends, steps, probability }) {
       pointerleave: () => inspect(null),
       blur: () => inspect(null),
       keydown: (event) => {
-        const from = at ?? (event.key === "ArrowLeft" ? spans.length : -1);
-        const to = { ArrowRight: from + 1, ArrowLeft: from - 1, Home: 0, End: spans.length - 1 }[event.key];
-        if (to === undefined) return;
-        event.preventDefault();
-        inspect(Math.min(Math.max(to, 0), spans.length - 1));
+        const to = arrived(event, at, spans.length);
+        if (to !== undefined) inspect(to);
       },
     },
     places.flatMap((i, k) => [spans[k], ...(tokens[i].includes("\n") && !ends[i] ? [element("br")] : [])]),
@@ -96,17 +85,10 @@ function playback({ tokens, ends, steps, probability }) {
     at = k;
     tip.hidden = k === null;
     if (k === null) return;
-    const span = spans[k], i = places[k], masked = steps[i] >= frame;
-    span.classList.add("at");
-    tip.replaceChildren(
-      element("strong", {}, masked ? "masked" : ends[i] ? "end of the completion" : JSON.stringify(tokens[i])),
-      element("div", {}, `position ${i + 1}, committed at step ${steps[i] + 1}`),
-      element("div", {}, "probability ", element("b", {}, (probability[i] / 1000).toFixed(3))),
-    );
-    const wide = strip.clientWidth, left = span.offsetLeft;
-    tip.style.top = `${span.offsetTop + span.offsetHeight + 6}px`;
-    tip.style.left = left > wide / 2 ? "auto" : `${left}px`;
-    tip.style.right = left > wide / 2 ? `${wide - left - span.offsetWidth}px` : "auto";
+    const i = places[k], masked = steps[i] >= frame;
+    spans[k].classList.add("at");
+    const title = masked ? "masked" : ends[i] ? "end of the completion" : JSON.stringify(tokens[i]);
+    tell(tip, strip, spans[k], title, { position: i + 1, step: steps[i] + 1, probability: probability[i] / 1000 });
   }
 
   stopPlaying = stop;
@@ -117,7 +99,7 @@ function playback({ tokens, ends, steps, probability }) {
     { class: "playback" },
     element("div", { class: "controls" }, play, slider, status, pace),
     strip,
-    element("div", { class: "legend" }, element("span", { class: "key" }, element("span", { class: "token masked" }, "mask"), "masked"), BINS.map(([, name], bin) => element("span", { class: "key" }, element("span", { class: `token bin-${bin}` }, "p"), name))),
+    element("div", { class: "legend" }, element("span", { class: "key" }, element("span", { class: "token masked" }, "mask"), "masked"), binKeys()),
     never > 0 && element("p", { class: "soft" }, `${never} further positions were never denoised: a finished block held the end.`),
   );
 }

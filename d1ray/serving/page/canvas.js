@@ -1,14 +1,8 @@
 // The tokens in their places: masks that turn into text, coloured by confidence.
 
-import { element } from "./elements.js";
+import { arrived, element } from "./elements.js";
+import { binOf, inLine, tell } from "./tokens.js";
 
-export const BINS = [
-  [0.5, "below 0.5"],
-  [0.8, "0.5 – 0.8"],
-  [0.95, "0.8 – 0.95"],
-  [0.99, "0.95 – 0.99"],
-  [Infinity, "0.99 and above"],
-];
 const END = "∎";
 
 export class Canvas {
@@ -77,10 +71,10 @@ export class Canvas {
     const cell = this.#cells[p], token = this.#recording.tokens[p];
     cell.classList.remove("masked");
     if (cell.dataset.bin !== undefined) return; // written when it was first shown
-    cell.dataset.bin = BINS.findIndex(([below]) => token.confidence < below);
+    cell.dataset.bin = binOf(token.confidence);
     cell.classList.add(`bin-${cell.dataset.bin}`);
     cell.classList.toggle("end", token.end);
-    cell.textContent = token.end ? END : token.text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
+    cell.textContent = token.end ? END : inLine(token.text);
     if (token.end || !token.text.includes("\n")) return;
     if (/^\n+[^\n]/.test(token.text)) cell.before(element("br"));
     else cell.after(element("br"));
@@ -96,11 +90,8 @@ export class Canvas {
   }
 
   #key(event) {
-    const last = this.#cells.length - 1, from = this.#at ?? (event.key === "ArrowLeft" ? last + 1 : -1);
-    const to = { ArrowRight: from + 1, ArrowLeft: from - 1, Home: 0, End: last }[event.key];
-    if (to === undefined || last < 0) return;
-    event.preventDefault();
-    this.#inspect(Math.min(Math.max(to, 0), last));
+    const to = arrived(event, this.#at, this.#cells.length);
+    if (to !== undefined) this.#inspect(to);
   }
 
   #inspect(p) {
@@ -111,14 +102,7 @@ export class Canvas {
     const cell = this.#cells[p], token = this.#recording?.tokens[p], step = this.#recording?.frame[p] ?? 0;
     const masked = !token || step > this.#shown;
     cell.classList.add("at");
-    this.tip.replaceChildren(
-      element("strong", {}, cell.classList.contains("unused") ? "never denoised" : masked ? "masked" : token.end ? "end of the completion" : JSON.stringify(token.text)),
-      element("div", {}, `position ${p + 1}` + (token ? `, committed at step ${step}` : "")),
-      ...(masked ? [] : [element("div", {}, "probability ", element("b", {}, token.confidence.toFixed(3)))]),
-    );
-    const wide = this.node.clientWidth, left = cell.offsetLeft;
-    this.tip.style.top = `${cell.offsetTop + cell.offsetHeight + 6}px`;
-    this.tip.style.left = left > wide / 2 ? "auto" : `${left}px`;
-    this.tip.style.right = left > wide / 2 ? `${wide - left - cell.offsetWidth}px` : "auto";
+    const title = cell.classList.contains("unused") ? "never denoised" : masked ? "masked" : token.end ? "end of the completion" : JSON.stringify(token.text);
+    tell(this.tip, this.node, cell, title, { position: p + 1, step: token ? step : null, probability: masked ? null : token.confidence });
   }
 }

@@ -1,6 +1,7 @@
 // Two completions side by side: how many tokens each had after so many forward passes, and what that comes to.
 
-import { drawn, element, written } from "./elements.js";
+import { drawn, element } from "./elements.js";
+import { written } from "./numbers.js";
 import { titled } from "./settings.js";
 
 const [HIGH, LEFT, BOTTOM, TOP, RIGHT] = [190, 40, 34, 12, 8];

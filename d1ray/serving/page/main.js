@@ -1,13 +1,15 @@
 // The page: a problem, two panes that run it, and what they share.
 
-import { BINS } from "./canvas.js";
 import { comparison, outcome } from "./comparison.js";
-import { byId, calm, counted, element } from "./elements.js";
+import { byId, element } from "./elements.js";
 import { examplesFor } from "./examples.js";
+import { counted } from "./numbers.js";
 import { Pane } from "./pane.js";
 import { playTogether, speedChoice } from "./player.js";
 import { DECODINGS, defaultsOf, lengths, titled } from "./settings.js";
 import { models } from "./stream.js";
+import { switchTheme } from "./theme.js";
+import { binKeys } from "./tokens.js";
 
 const KEY = "d1ray-key";
 let served = [];
@@ -44,7 +46,7 @@ async function run(event) {
 
 /* On a phone to the first pane; elsewhere as little as shows the tokens. */
 function scrollToTokens() {
-  const behavior = calm() ? "auto" : "smooth";
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches, behavior = calm ? "auto" : "smooth";
   if (innerWidth <= 860) byId("panes").scrollIntoView({ behavior });
   else panes[0].replay.scrollIntoView({ behavior, block: "nearest" });
 }
@@ -141,23 +143,6 @@ function showKeyForm(open) {
   if (open) byId("key").focus();
 }
 
-function switchTheme() {
-  const root = document.documentElement, button = byId("theme");
-  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
-  const name = () => { button.textContent = dark() ? "Light" : "Dark"; };
-  try {
-    const chosen = localStorage.getItem("d1ray-theme");
-    if (chosen === "dark" || chosen === "light") root.dataset.theme = chosen;
-  } catch { /* as above */ }
-  button.addEventListener("click", () => {
-    root.dataset.theme = dark() ? "light" : "dark";
-    name();
-    try { localStorage.setItem("d1ray-theme", root.dataset.theme); } catch { /* as above */ }
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
-  name();
-}
-
 function compare() {
   const two = byId("compare").checked;
   panes[1].node.hidden = !two;
@@ -172,7 +157,7 @@ function main() {
   byId("panes").append(...panes.map((pane) => pane.node));
   byId("legend").append(
     element("span", { class: "key" }, element("span", { class: "token masked", "aria-hidden": "true" }), "masked"),
-    ...BINS.map(([, name], bin) => element("span", { class: "key" }, element("span", { class: `token bin-${bin}`, "aria-hidden": "true" }, "p"), name)),
+    ...binKeys(),
     element("span", { class: "key" }, element("span", { class: "token end", "aria-hidden": "true" }, "∎"), "end of the text"),
   );
   if (/Mac|iPhone|iPad/.test(navigator.platform)) byId("shortcut").textContent = "⌘ ↵";

@@ -3,7 +3,8 @@
 import { answerView } from "./answer.js";
 import { Canvas } from "./canvas.js";
 import { Controls } from "./controls.js";
-import { counted, drawn, element, written } from "./elements.js";
+import { drawn, element } from "./elements.js";
+import { counted, written } from "./numbers.js";
 import { Player } from "./player.js";
 import { Recording } from "./recording.js";
 import { requestBody, titled } from "./settings.js";

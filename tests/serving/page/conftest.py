@@ -15,16 +15,10 @@ from typing import Any
 
 import pytest
 
-import d1ray.serving
+from d1ray.serving import playground
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-PAGE = Path(d1ray.serving.__path__[0]) / "page"
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 DEFAULTS = {
     "gen_length": 16,
@@ -129,8 +123,8 @@ class Handler(BaseHTTPRequestHandler):
                 about = {"defaults": DEFAULTS, "limits": self.scripted.limits, "version": "7"}
                 self._json(200, {"object": "list", "data": data, "d1ray": about})
             return
-        file = PAGE / ("index.html" if self.path == "/" else self.path.removeprefix("/page/"))
-        self._answer(200, file.read_bytes(), TYPES[file.suffix], {"Content-Security-Policy": POLICY})
+        file = playground.answer("index.html" if self.path == "/" else self.path.removeprefix("/page/"))
+        self._answer(200, bytes(file.body), str(file.media_type), playground.HEADERS)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,5 +1,5 @@
-// Elements and numbers. Text only ever becomes a text node or an attribute's value, so nothing that a model wrote can
-// turn into markup.
+// Elements. Text only ever becomes a text node or an attribute's value, so nothing that a model wrote can turn into
+// markup.
 
 export function element(name, attributes = {}, ...children) {
   return fill(document.createElement(name), attributes, children);
@@ -19,6 +19,8 @@ function fill(node, attributes, children) {
   return node;
 }
 
+export const byId = (id) => document.getElementById(id);
+
 let labels = 0;
 
 /* A control below its label and, at the label's right, what else is to be said. */
@@ -27,6 +29,7 @@ export function labelled(label, control, ...more) {
   return element("div", { class: "field" }, element("div", { class: "head" }, element("label", { for: control.id }, label), more), control);
 }
 
+/* options: [value, text], or {group, options} of those. */
 export function choice(options, chosen, onChange, attributes = {}) {
   const entry = ([value, text]) => element("option", { value, selected: String(value) === String(chosen) }, text);
   return element(
@@ -36,18 +39,11 @@ export function choice(options, chosen, onChange, attributes = {}) {
   );
 }
 
-export const byId = (id) => document.getElementById(id);
-
-/* A number in three digits or so; "–" where there is none. */
-export function written(value) {
-  if (value == null || !Number.isFinite(value)) return "–";
-  if (value >= 1000) return Math.round(value).toLocaleString("en");
-  if (value >= 100) return value.toFixed(0);
-  return value >= 10 ? value.toFixed(1) : value.toFixed(2);
+/* Where an arrow key, Home or End leads from place `at` (null: none yet) of `count`; undefined for any other key. */
+export function arrived(event, at, count) {
+  const from = at ?? (event.key === "ArrowLeft" ? count : -1);
+  const to = { ArrowRight: from + 1, ArrowLeft: from - 1, Home: 0, End: count - 1 }[event.key];
+  if (to === undefined || !count) return undefined;
+  event.preventDefault();
+  return Math.min(Math.max(to, 0), count - 1);
 }
-
-export function counted(number, noun) {
-  return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
-}
-
-export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
