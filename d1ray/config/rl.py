@@ -1,14 +1,14 @@
 """The RL stage (d1, Section 3 and Table 5)."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from d1ray.config.kinds import ALGORITHMS, AnyAlgorithm
-from d1ray.config.lora import LoRAConfig
 from d1ray.config.optimizer import OptimizerConfig
 from d1ray.config.sampling import SamplerConfig
-from d1ray.config.settings import NonNegativeInt, PositiveInt, Strict, check_offload
+from d1ray.config.settings import NonNegativeInt, PositiveInt, Strict
+from d1ray.config.weights import TrainedWeights
 
 
 class MismatchConfig(Strict):
@@ -22,15 +22,16 @@ class MismatchConfig(Strict):
     )
 
 
-class RLConfig(Strict):
+class RLConfig(TrainedWeights):
     """The RL stage (d1, Section 3 and Table 5)."""
+
+    section: ClassVar = "rl"
 
     steps: NonNegativeInt = Field(640, description="outer steps: generate, score, mu updates, publish")
     prompts_per_step: PositiveInt = 16
     group_size: Annotated[int, Field(strict=True, ge=2)] = 6
     mu: PositiveInt = Field(12, description="inner updates per batch of rollouts")
     algorithm: AnyAlgorithm = Field("diffu_grpo", validate_default=True, description="and its options")
-    lora: LoRAConfig | None = Field(None, description="train an adapter; null: all weights")
     skip_zero_advantage: bool = Field(False, description="leave groups with equal rewards out of the loss")
     reference_sync_updates: PositiveInt | None = Field(64, description="null: the reference never moves")
     staleness: NonNegativeInt = Field(0, description="0 is synchronous")
@@ -45,25 +46,12 @@ class RLConfig(Strict):
     mismatch: MismatchConfig = MismatchConfig()
     gradient_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
     micro_batch_tokens: PositiveInt = Field(16384, description="tokens per forward/backward")
-    sharding: Literal["none", "fsdp"] = Field(
-        "none", description="fsdp spreads weights and optimiser over the learner's ranks; none: a copy each"
-    )
-    offload: bool = Field(
-        False,
-        description="sharded weights, gradients and optimiser state live in CPU memory and visit the GPU "
-        "block by block",
-    )
     max_nonfinite: PositiveInt = Field(
         100, description="updates in a row without finite loss and gradient, after which the run ends"
     )
     validate_every: PositiveInt = Field(20, description="outer steps between validations")
     checkpoint_every: PositiveInt = Field(20, description="outer steps; a new best validation has one, too")
     keep_checkpoints: PositiveInt = Field(2, description="so many last ones, beside the best")
-
-    @model_validator(mode="after")
-    def _what_is_offloaded_is_sharded(self) -> Self:
-        check_offload("rl", self.offload, self.sharding)
-        return self
 
     @model_validator(mode="after")
     def _importance_can_be_weighed(self) -> Self:

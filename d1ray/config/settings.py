@@ -34,11 +34,3 @@ class Named(Strict):
     """One of several kinds and its options: what ``name`` names (``d1ray.config.registry``)."""
 
     name: str
-
-
-def check_offload(part: str, offload: bool, sharding: str) -> None:
-    """Raises ValueError if ``offload`` is asked of weights that are not sharded: FSDP does it."""
-    if offload and sharding != "fsdp":
-        raise ValueError(
-            f"{part}.offload=true keeps sharded weights on the CPU; set {part}.sharding=fsdp too"
-        )

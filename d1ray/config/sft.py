@@ -1,14 +1,14 @@
 """Masked-diffusion training on demonstrations: pre-training phases and SFT (d1, Section 3.1)."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from d1ray.config.data import DataConfig
 from d1ray.config.kinds import OptionalTask
-from d1ray.config.lora import LoRAConfig
 from d1ray.config.optimizer import OptimizerConfig
-from d1ray.config.settings import PositiveInt, Strict, check_offload
+from d1ray.config.settings import PositiveInt, Strict
+from d1ray.config.weights import TrainedWeights
 
 DemonstrationStyle = Literal["clean", "corrupted"]
 
@@ -44,16 +44,13 @@ class MaskedTrainingConfig(Strict):
     optimizer: MaskedTrainingOptimizerConfig = MaskedTrainingOptimizerConfig()
 
 
-class SFTConfig(MaskedTrainingConfig):
+class SFTConfig(TrainedWeights, MaskedTrainingConfig):
     """The SFT stage (d1, Section 3.1): an adapter or all weights, on the run's task or on data of its own."""
+
+    section: ClassVar = "sft"
 
     task: OptionalTask = Field(None, description="whose demonstrations; null: the run's task")
     data: DataConfig | None = Field(None, description="where they come from; null: the run's data")
-    lora: LoRAConfig | None = Field(None, description="train an adapter and merge it; null: all weights")
-    sharding: Literal["none", "fsdp"] = Field(
-        "none", description="fsdp spreads weights and optimiser over the workers; none gives each a copy"
-    )
-    offload: bool = Field(False, description="as rl.offload")
     validate_every: PositiveInt | None = Field(
         None, description="steps between validation losses, the least of which chooses the model"
     )
@@ -61,11 +58,6 @@ class SFTConfig(MaskedTrainingConfig):
     patience: PositiveInt | None = Field(
         None, description="validations without a new least loss after which training stops"
     )
-
-    @model_validator(mode="after")
-    def _what_is_offloaded_is_sharded(self) -> Self:
-        check_offload("sft", self.offload, self.sharding)
-        return self
 
     @model_validator(mode="after")
     def _patience_is_of_validations(self) -> Self:
