@@ -25,7 +25,7 @@ os.environ.update(
     MKL_NUM_THREADS="1",
 )
 
-pytest_plugins = ["tiny_models", "clusters", "small_runs"]  # in tests/plugins
+pytest_plugins = ["browsers", "tiny_models", "clusters", "small_runs"]  # in tests/plugins
 
 TESTS = Path(__file__).parent
 RAY_TIMEOUT_S = 300

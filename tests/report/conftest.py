@@ -157,13 +157,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_run(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
-    """``make_run(name, *overrides, ...)``: a run folder of ``steps`` steps; a step has ``groups`` prompts
-    with ``size`` completions each."""
+    """``make_run(name, *overrides, ...)``: a run folder of ``steps`` steps, with the completions of the first
+    ``stored`` (None: of all); a step has ``groups`` prompts with ``size`` completions each."""
 
     def make(
         name: str = "run",
         *overrides: str,
         steps: int = 4,
+        stored: int | None = None,
         groups: int = 3,
         size: int = 4,
         right: Callable[[int, int, int], bool] = by_parity,
@@ -178,7 +179,7 @@ def make_run(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
         first = {"stage": "rl", "step": 0, "validation_solved": 0.25, "validation_examples": 64}
         rows = rows if rows is not None else [first, *(rl_row(step) for step in range(1, steps + 1))]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for step in range(1, steps + 1):
+        for step in range(1, (steps if stored is None else stored) + 1):
             table = rollout_table(step, groups, size, right, text)
             pq.write_table(table, folder / "rollouts" / f"step-{step:05d}.parquet")
         (folder / "models").mkdir()

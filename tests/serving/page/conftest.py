@@ -1,25 +1,17 @@
-"""The playground in a real browser, and a server whose every word and moment a test decides.
-
-Needs the system's chromium; without one these tests are skipped.
-"""
+"""The playground in a real browser, and a server whose every word and moment a test decides."""
 
 import json
 import queue
 import select
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from d1ray.serving import playground
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 DEFAULTS = {
     "gen_length": 16,
     "steps": 8,
@@ -28,12 +20,6 @@ DEFAULTS = {
     "decoding": "low_confidence",
     "threshold": 0.9,
 }
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.slow)
 
 
 def denoised(step: int, tokens: dict[int, str], *confidences: float) -> bytes:
@@ -218,56 +204,19 @@ def server() -> Iterator[Scripted]:
     scripted.close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """One file's: while it is open an event loop runs in this thread, and other tests start their own."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    sync_api.expect.set_options(timeout=20_000)
-    with sync_api.sync_playwright() as playwright:
-        # Root, as in a container, has no sandbox to offer; the page is our own.
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def opened(browser: Any, server: Scripted) -> Iterator[Callable[..., Any]]:
+def opened(open_page: Callable[..., Any], server: Scripted) -> Callable[..., Any]:
     """``opened(width=1440, panes=2, url=the scripted server's, **settings)``: the page, with ``panes`` as a
-    list of ``Pane``.
+    list of ``Pane``. It asks nobody but its server."""
 
-    It asks nobody but its server, and logs nothing but refusals of requests, which every browser does.
-    """
-    from playwright.sync_api import expect
-
-    errors: list[str] = []
-    contexts = []
-
-    def logged(message: Any) -> None:
-        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
-            errors.append(message.text)
-
-    def open_page(width: int = 1440, panes: int = 2, url: str | None = None, **settings: Any) -> Any:
-        url = url or server.url
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **settings))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
-        page.on("console", logged)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda asked: None if asked.url.startswith(url) else errors.append(asked.url))
-        page.goto(url)
-        page.wait_for_selector("html[data-ready]")
-        page.panes = [Pane(page.locator(".pane").nth(index), expect) for index in range(2)]
-        page.expect = expect
+    def open_playground(width: int = 1440, panes: int = 2, url: str | None = None, **settings: Any) -> Any:
+        page = open_page(url or server.url, width=width, **settings)
+        page.panes = [Pane(page.locator(".pane").nth(index), page.expect) for index in range(2)]
         if panes == 1:
             page.uncheck("#compare")
         return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
+    return open_playground
 
 
 @pytest.fixture

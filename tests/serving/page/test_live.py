@@ -1,7 +1,7 @@
 """The playground and the API together, with a tiny model that makes things up."""
 
+import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,12 @@ def serve(make_text_model: Any, tokenizer: Any, tmp_path: Path) -> Iterator[Call
     def start(**settings: Any) -> str:
         save_model(make_text_model(), tmp_path / "tiny", tokenizer)
         config = ServeConfig.model_validate({"model": tmp_path / "tiny", "sampling": SAMPLING, **settings})
-        server = uvicorn.Server(uvicorn.Config(local_app(config), "127.0.0.1", 0, log_level="warning"))
-        thread = threading.Thread(target=server.run, daemon=True)
+        server = uvicorn.Server(uvicorn.Config(local_app(config), log_level="warning"))
+        listening = socket.create_server(("127.0.0.1", 0))  # who asks before the server runs waits for it
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         running.append((server, thread))
-        end = time.monotonic() + 30
-        while not server.started:
-            assert thread.is_alive() and time.monotonic() < end
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+        return f"http://127.0.0.1:{listening.getsockname()[1]}/"
 
     yield start
     for server, thread in running:
@@ -117,6 +114,7 @@ def test_stopping_frees_the_server(opened: Opened, serve: Callable[..., str]) ->
 def test_the_page_and_its_parts_are_served_as_what_they_are(serve: Callable[..., str]) -> None:
     url = serve()
     kinds = {"": "text/html", "page/main.js": "text/javascript", "page/page.css": "text/css"}
+    kinds |= {"page/elements.js": "text/javascript", "page/base.css": "text/css"}  # what all pages have
     for path, kind in {**kinds, "page/icon.svg": "image/svg+xml"}.items():
         answer = httpx.get(url + path, timeout=60)
         assert answer.status_code == 200 and answer.headers["content-type"].split(";")[0] == kind
