@@ -1,10 +1,10 @@
 """Ray workers in a tenth of a second: forks of one process that has imported torch and the actors.
 
-A worker that starts as usual takes three seconds of a core to import what an actor needs, and a run of seconds
-starts three to eight of them. What raylet runs to start a worker (``setup_worker_path``) is here a script that
-hands its arguments, environment, priority and outputs to the process that has everything imported, which forks.
-From there on it is Ray's own worker, with Ray's own code. Where a worker needs another interpreter or command
-(``runtime_env``) it starts as usual.
+A worker that starts as usual takes three seconds of a core to import what an actor needs, and a run of
+seconds starts three to eight of them. What raylet runs to start a worker (``setup_worker_path``) is here a
+script that hands its arguments, environment, priority and outputs to the process that has everything
+imported, which forks. From there on it is Ray's own worker, with Ray's own code. Where a worker needs another
+interpreter or command (``runtime_env``) it starts as usual.
 
 This file is the process (``python warm_workers.py SOCKET``), the script, and the means to use both.
 """
