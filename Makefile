@@ -11,7 +11,7 @@ SOURCES := $(shell find d1ray actors -not -name '*.pyc' -not -name __pycache__)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-unit bench lint format lock clean
+.PHONY: help demo test test-unit soak bench lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -49,17 +49,20 @@ build/installed/.stamp: pyproject.toml $(SOURCES) | .venv/.dev
 	@touch $@
 
 PYTEST = mkdir -p build/empty && cd build/empty && PYTHONPATH='$(CURDIR)/build/installed' \
-  '$(CURDIR)/$(BIN)/pytest' -c '$(CURDIR)/pyproject.toml'
+  '$(CURDIR)/$(BIN)/pytest' -c '$(CURDIR)/pyproject.toml' --durations=10
 
 # Tests without Ray run on every core; those with Ray fill the machine one at a time. pytest's 5: it was given none of a kind.
 BESIDE_EACH_OTHER = --numprocesses auto --dist loadfile
 
-test: build/installed/.stamp ## all tests, against the installed wheel (TESTS=tests/rl, ARGS="-k name")
+test: build/installed/.stamp ## all tests but soaks, against the installed wheel (TESTS=tests/rl, ARGS="-k name")
 	$(PYTEST) $(addprefix '$(CURDIR)'/,$(TESTS)) -m 'not ray' $(BESIDE_EACH_OTHER) $(ARGS) || [ $$? = 5 ]
-	$(PYTEST) $(addprefix '$(CURDIR)'/,$(TESTS)) -m ray $(ARGS) || [ $$? = 5 ]
+	$(PYTEST) $(addprefix '$(CURDIR)'/,$(TESTS)) -m 'ray and not soak' $(ARGS) || [ $$? = 5 ]
 
 test-unit: build/installed/.stamp ## the fast tests: no Ray, nothing slow
 	$(PYTEST) '$(CURDIR)/tests' -m 'not ray and not slow' $(BESIDE_EACH_OTHER) $(ARGS)
+
+soak: build/installed/.stamp ## what `make test` does in short, for minutes: random kills in a long run
+	$(PYTEST) '$(CURDIR)/tests' -m soak -s $(ARGS)
 
 bench: build/installed/.stamp ## benchmarks: ratios, printed and held to their targets; some minutes
 	$(PYTEST) -s '$(CURDIR)/tests/benchmarks' $(ARGS)

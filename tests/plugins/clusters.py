@@ -10,11 +10,12 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_workers import warm_workers
 
 SESSION = "D1RAY_TEST_SESSION"  # marks every process that descends from this session, orphans included
 
@@ -57,22 +58,29 @@ def processes() -> Callable[..., list[Any]]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(no_process_left_behind: None) -> Iterator[None]:
-    """A four-CPU Ray, addressed over loopback; on a smaller machine the four share what there is."""
+def ray_cluster(
+    no_process_left_behind: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """A four-CPU Ray, addressed over loopback; on a smaller machine the four share what there is.
+
+    Its workers start warm, but for benchmarks. In all other clusters they start as Ray starts them.
+    """
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=0,
-        object_store_memory=512 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        _node_ip_address="127.0.0.1",
-    )
-    yield
-    ray.shutdown()
+    measured = any("benchmarks" in item.path.parts for item in request.session.items)
+    with nullcontext() if measured else warm_workers(tmp_path_factory.mktemp("workers")):
+        ray.init(
+            address="local",
+            num_cpus=4,
+            num_gpus=0,
+            object_store_memory=512 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _node_ip_address="127.0.0.1",
+        )
+        yield
+        ray.shutdown()
 
 
 class StartedCluster:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+LONGEST = 24  # steps of the run that others are compared with
 SMALL = [
     "sft=null",
     "rl.prompts_per_step=4",
     "rl.group_size=4",
     "rl.mu=2",
+    "rl.optimizer.schedule=constant",  # so that a long run begins like a short one
     "rl.validate_every=1",
     "rl.checkpoint_every=1",
     "rl.keep_checkpoints=10",
@@ -97,6 +99,26 @@ def reinforced() -> Callable[..., Any]:
             return dict(checkpoint_tensors.read_model(newest))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    ray_cluster: None,
+    config_of: Callable[..., Any],
+    reinforced: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[int], Any]:
+    """``undisturbed(step)``: the weights after a step of a run to which nothing happens, up to ``LONGEST``.
+
+    It has one generator and one learner rank; whatever happens to a run like it must not change them.
+    """
+    from d1ray.run import checkpoint, checkpoint_tensors
+
+    more = [f"rl.steps={LONGEST}", f"rl.keep_checkpoints={LONGEST}", f"rl.validate_every={LONGEST}"]
+    config = config_of(tmp_path_factory.mktemp("undisturbed") / "run", *more, "cluster.generators=1")
+    reinforced(config)
+    root = config.checkpoint_root("rl")
+    return lambda step: dict(checkpoint_tensors.read_model(checkpoint.folder_of(root, step)))
 
 
 @pytest.fixture(scope="session")

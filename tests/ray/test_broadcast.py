@@ -89,7 +89,8 @@ def test_a_generator_that_does_not_receive_changes_nothing_but_the_time(
 
     monkeypatch.setattr(LearnerGang, "learn", learn_and_hit)
     monkeypatch.setattr(LearnerGang, "publish", publish_and_thaw)
-    config = config_of(tmp_path / "run", *SETTINGS, "cluster.broadcast=true", "rl.validate_every=3")
+    wait = "cluster.deadline_s=60"  # of which a broadcast has a fifth
+    config = config_of(tmp_path / "run", *SETTINGS, "cluster.broadcast=true", "rl.validate_every=3", wait)
     assert identical(reinforced(config), without)
     assert hit
     assert [row["broadcast_failures"] for row in rows(tmp_path / "run")[1:]] == [0, 1, 1]

@@ -18,7 +18,7 @@ from d1ray import cli
 from d1ray.run import checkpoint
 
 SmallRun = Callable[..., list[str]]
-DEADLINE_S = 240
+DEADLINE_S, STEPS = 240, 24
 
 
 def steps_of(run: Path) -> list[int]:
@@ -33,7 +33,9 @@ def run(no_process_left_behind: None, small_run: SmallRun, tmp_path_factory: pyt
     """A run that was interrupted by Ctrl-C after its first steps and continued by the same command."""
     folder = tmp_path_factory.mktemp("command")
     command = [sys.executable, "-m", "d1ray", "train", "sudoku-tiny"]
-    command += small_run(folder / "run", "rl.steps=60", "rl.prompts_per_step=2", "rl.validate_every=30")
+    command += small_run(
+        folder / "run", f"rl.steps={STEPS}", "rl.prompts_per_step=2", f"rl.validate_every={STEPS}"
+    )
     first = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -48,7 +50,7 @@ def run(no_process_left_behind: None, small_run: SmallRun, tmp_path_factory: pyt
     assert first.returncode == 130, err
     assert "interrupted; everything so far is saved" in err
     stopped = steps_of(folder / "run")
-    assert 4 <= len(stopped) < 61
+    assert 4 <= len(stopped) <= STEPS
     newest = checkpoint.latest(folder / "run" / "checkpoints" / "rl")
     assert newest is not None and checkpoint.step_of(newest) == stopped[-1]
     second = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
@@ -58,7 +60,7 @@ def run(no_process_left_behind: None, small_run: SmallRun, tmp_path_factory: pyt
 
 @pytest.mark.timeout(3 * DEADLINE_S)
 def test_a_run_interrupted_by_ctrl_c_continues_where_it_stopped(run: Path) -> None:
-    assert steps_of(run) == list(range(61))
+    assert steps_of(run) == list(range(STEPS + 1))
 
 
 def d1ray(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 WAIT_S = 400
-SHORT = ["rl.steps=2", "rl.validate_every=2", "rl.prompts_per_step=2", "evaluation.examples=8"]
+SHORT = ["rl.steps=1", "rl.validate_every=1", "rl.prompts_per_step=2", "evaluation.examples=8"]
 
 
 def typed(page: str) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from d1ray.config.run import Config
 from d1ray.run import checkpoint
 
 
@@ -60,31 +61,30 @@ def environment(no_process_left_behind: None) -> dict[str, str]:
     return environment
 
 
-def same_weights(one: Path, other: Path) -> bool:
-    these, those = weights(one), weights(other)
-    return all(torch.equal(these[name], those[name]) for name in those)
+def same_weights(run: Path, expected: dict[str, torch.Tensor]) -> bool:
+    these = weights(run)
+    return all(torch.equal(these[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.timeout(900)
 def test_a_terminated_and_a_killed_driver_leave_a_run_that_ends_in_the_same_bits(
-    environment: dict[str, str], small_run: Callable[..., list[str]], tmp_path: Path
+    environment: dict[str, str],
+    small_run: Callable[..., list[str]],
+    undisturbed: Callable[[int], dict[str, torch.Tensor]],
+    tmp_path: Path,
 ) -> None:
-    def command(name: str) -> list[str]:
-        settings = ["rl.steps=12", "rl.validate_every=4", "rl.checkpoint_every=3", "evaluation.examples=4"]
-        run = small_run(tmp_path / name, *settings)
-        return [sys.executable, "-m", "d1ray", "train", "sudoku-tiny", *run]
-
     run = tmp_path / "disturbed"
-    status, errors = signalled(command("disturbed"), environment, run, 2, signal.SIGTERM)
+    settings = ["rl.steps=12", "rl.validate_every=4", "rl.checkpoint_every=3", "evaluation.examples=4"]
+    command = [sys.executable, "-m", "d1ray", "train", "sudoku-tiny", *small_run(run, *settings)]
+    status, errors = signalled(command, environment, run, 2, signal.SIGTERM)
     assert (status, "everything so far is saved" in errors) == (143, True), errors
     newest = checkpoint.latest(run / "checkpoints" / "rl")
     assert newest is not None and newest.name >= "step-00002"  # saved on the way out
-    status, _ = signalled(command("disturbed"), environment, run, 7, signal.SIGKILL)
+    status, _ = signalled(command, environment, run, 7, signal.SIGKILL)
     assert status == -signal.SIGKILL
-    for name in ("disturbed", "whole"):
-        subprocess.run(command(name), env=environment, check=True, timeout=300)
-    assert same_weights(run, tmp_path / "whole")
-    assert steps(run) == steps(tmp_path / "whole") == list(range(13))
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert same_weights(run, undisturbed(12))
+    assert steps(run) == list(range(13))
 
 
 @pytest.mark.timeout(900)
@@ -92,22 +92,23 @@ def test_a_step_that_outlasts_the_grace_is_given_up_and_done_again_in_the_same_b
     environment: dict[str, str],
     small_run: Callable[..., list[str]],
     processes: Callable[..., list[psutil.Process]],
+    ray_cluster: None,
+    config_of: Callable[..., Config],
+    reinforced: Callable[[Config], dict[str, torch.Tensor]],
     tmp_path: Path,
 ) -> None:
-    def command(name: str) -> list[str]:
-        long_steps = ["rl.steps=2", "rl.mu=20", "rl.optimizer.learning_rate=1e-5", "cluster.grace_s=0.02"]
-        run = small_run(tmp_path / name, *long_steps, "evaluation.examples=4")
-        return [sys.executable, "-m", "d1ray", "train", "sudoku-tiny", *run]
-
     run = tmp_path / "disturbed"
+    settings = ["rl.steps=2", "rl.mu=20", "rl.optimizer.learning_rate=1e-5", "cluster.grace_s=0.02"]
+    settings += ["evaluation.examples=4"]
+    command = [sys.executable, "-m", "d1ray", "train", "sudoku-tiny", *small_run(run, *settings)]
     learning = partial(processes, "ray::Learner.learn")
-    status, errors = signalled(command("disturbed"), environment, run, 1, signal.SIGTERM, learning)
+    status, errors = signalled(command, environment, run, 1, signal.SIGTERM, learning)
     assert status == 143, errors
     done = steps(run)[-1]
     assert "given up, as it did not end within 0.01 s (half of cluster.grace_s)" in errors
     assert f"the run goes on from step {done}. Run the same command to continue." in errors
     assert checkpoint.newest_step(run / "checkpoints" / "rl") == done < 2
-    for name in ("disturbed", "whole"):
-        subprocess.run(command(name), env=environment, check=True, timeout=300)
-    assert same_weights(run, tmp_path / "whole")
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    whole = reinforced(config_of(tmp_path / "whole", *settings))
+    assert same_weights(run, whole)
     assert steps(run) == steps(tmp_path / "whole") == [0, 1, 2]

@@ -17,10 +17,9 @@ import pytest
 import torch
 import yaml
 
-from d1ray.config.run import Config
 from d1ray.run import checkpoint, checkpoint_tensors
 
-STEPS, WAIT_S = 40, 240
+STEPS, WAIT_S = 24, 240
 SETTINGS = [
     f"rl.steps={STEPS}",
     "rl.checkpoint_every=1000",  # so that a stopped job leaves the only one
@@ -151,13 +150,9 @@ def test_a_job_runs_the_code_of_its_working_dir_on_both_nodes(
 
 @pytest.mark.timeout(3 * WAIT_S)
 def test_a_stopped_and_continued_job_ends_in_the_bits_of_a_local_run(
-    job: dict[str, Any],
-    ray_cluster: None,
-    config_of: Callable[..., Config],
-    reinforced: Callable[..., dict[str, torch.Tensor]],
-    tmp_path: Path,
+    job: dict[str, Any], undisturbed: Callable[[int], dict[str, torch.Tensor]]
 ) -> None:
-    local = reinforced(config_of(tmp_path / "run", *SETTINGS))
+    local = undisturbed(STEPS)
     newest = checkpoint.latest(job["run"] / "checkpoints" / "rl")
     assert newest is not None
     remote = dict(checkpoint_tensors.read_model(newest))

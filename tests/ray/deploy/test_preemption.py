@@ -15,7 +15,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 REPOSITORY = Path(__file__).parents[3]
-STEPS = 40
+STEPS = 24
 
 Wait = Callable[[Callable[[], bool], str], None]
 
@@ -85,7 +85,13 @@ def test_a_drained_run_fails_its_job_and_goes_on_on_another_cluster(
     saved_step: Callable[[Path], int],
 ) -> None:
     run = tmp_path / "run"
-    overrides = small_run(run, f"rl.steps={STEPS}", "rl.prompts_per_step=2", "rl.validate_every=20")
+    more = [
+        f"rl.steps={STEPS}",
+        "rl.prompts_per_step=2",
+        f"rl.validate_every={STEPS}",
+        "evaluation.examples=4",
+    ]
+    overrides = small_run(run, *more)
     entrypoint = f"{job['entrypoint']} {' '.join(overrides)}"  # later ones count
 
     def submit(address: str, environment: dict[str, str]) -> Callable[[], JobStatus]:

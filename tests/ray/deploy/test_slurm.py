@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[3] / "deploy" / "slurm" / "train.sbatch"
-STEPS = 40
+STEPS = 24
 STAND_INS = {
     "srun": """
         while [[ $1 == -* ]]; do shift; done
@@ -51,7 +51,7 @@ def test_a_job_told_to_go_saves_is_queued_again_and_ends_where_it_would_have(
     run, log = tmp_path / "run", tmp_path / "job.log"
     # Both generators at once need both nodes.
     overrides = small_run(run, f"rl.steps={STEPS}", "rl.prompts_per_step=2", "cluster.generator_cpus=1.25")
-    command = ["bash", SCRIPT, "sudoku-tiny", *overrides, "rl.validate_every=20"]
+    command = ["bash", SCRIPT, "sudoku-tiny", *overrides, "rl.validate_every=24", "evaluation.examples=4"]
     with log.open("w") as output:
         job = subprocess.Popen(command, env=slurm, stdout=output, stderr=output, start_new_session=True)
         try:
