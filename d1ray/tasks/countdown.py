@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, field_validator
 
 from d1ray.config.errors import DataError
@@ -13,6 +12,9 @@ from d1ray.tasks.countdown_search import OPERATIONS, random_expression, solve
 from d1ray.tasks.expression import ExpressionError, parse_expression
 from d1ray.tasks.numbers import plain
 from d1ray.tasks.task import DemonstrationStyle, Example, Score, Split, Task
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TEMPLATE = """\
 Numbers: {numbers}. Target: {target}.
@@ -49,7 +51,7 @@ class Countdown(Task):
             raise ValueError(f"expected some of {OPERATIONS}, found {operations!r}")
         return operations
 
-    def draw(self, split: Split, rng: np.random.Generator) -> Example:
+    def draw(self, split: Split, rng: "np.random.Generator") -> Example:
         """Draws numbers and an expression over them whose value is an integer target in range."""
         for _ in range(MAX_TRIES):
             numbers = rng.integers(1, self.max_number + 1, size=self.numbers).tolist()
@@ -83,7 +85,7 @@ class Countdown(Task):
         fields = {"nums": numbers, "target": target, **solution}
         return Example(self.name, _key(numbers, target), prompt, fields, prefill=self.prefill)
 
-    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
+    def demonstration(self, example: Example, style: DemonstrationStyle, rng: "np.random.Generator") -> str:
         """A solution; corrupted, either its tags are missing or the expression misses the target.
 
         A row of a file brings no solution: it is searched for, and ``ValueError`` says that there is none.

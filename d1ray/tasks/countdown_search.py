@@ -6,9 +6,11 @@ Both repeat the same move until one term is left: take two, join them with an op
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import combinations
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
+
 
 OPERATIONS = "+-*/"
 ATOM = "atom"
@@ -22,7 +24,7 @@ class Term(NamedTuple):
     operation: str = ATOM
 
 
-def random_expression(numbers: Sequence[int], operations: str, rng: np.random.Generator) -> Term | None:
+def random_expression(numbers: Sequence[int], operations: str, rng: "np.random.Generator") -> Term | None:
     """A random expression that uses each of ``numbers`` once; ``None`` where it divides by zero."""
     terms = [Term(n, str(n)) for n in numbers]
     choices = rng.random((len(terms) - 1, 3)).tolist()

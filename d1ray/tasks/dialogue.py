@@ -1,12 +1,13 @@
 """Any prompt/response data, for SFT: a user's turn and the assistant's answer to it."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from d1ray.tasks.answers import MAX_ANSWER
 from d1ray.tasks.task import DemonstrationStyle, Example, Score, Task
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Dialogue(Task):
@@ -32,7 +33,7 @@ class Dialogue(Task):
         fields = {"prompt": prompt, "response": response}
         return Example(self.name, prompt, self.prompt(prompt=prompt), fields, prefill=self.prefill)
 
-    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
+    def demonstration(self, example: Example, style: DemonstrationStyle, rng: "np.random.Generator") -> str:
         """The response; corrupted, its words in another order."""
         response = str(example.fields["response"])
         if style == "corrupted":

@@ -14,6 +14,7 @@ from d1ray.tasks.numbers import exact_number, plain
 MAX_LENGTH = 300  # characters given to math-verify
 MONSTER = re.compile(
     r"\d{25}|\^\s*\{?\s*-?\d{4}|\*\*|\^[^+=]{0,20}\^[^+=]{0,20}\^|\d{3}\s*!|!\s*!|[^\x00-\x7f]{20}"
+    r"|\^\s*\{[^{}]{0,20}(?:\d\d\s*[\^!]|\d\s*\^\s*\{?\s*(?:\d\d|[5-9]))"  # 2^{9^9}; but 2^{2^3} is a number
 )
 VARIABLE = re.compile(r"^\s*[A-Za-z](?:_\{?\w\}?)?\s*=(?!=)(.*)$", re.DOTALL)
 FUNCTION = re.compile(r"^\s*[A-Za-z]\s*\([A-Za-z]\)\s*=(?!=)(.*)$", re.DOTALL)

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from d1ray.tasks.answers import CLOSING, OPENING, Answer, final_answer, tagged
 from d1ray.tasks.numbers import read_number
 from d1ray.tasks.task import DemonstrationStyle, Example, Score, Task
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TEMPLATE = """\
 {question}
@@ -46,7 +47,7 @@ class GSM8K(Task):
         prompt = self.prompt(question=question)
         return Example(self.name, question or str(answer), prompt, fields, prefill=self.prefill)
 
-    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
+    def demonstration(self, example: Example, style: DemonstrationStyle, rng: "np.random.Generator") -> str:
         """The data set's own solution; corrupted, either without its tags or with another number."""
         steps, _, answer = ANNOTATION.sub("", example.fields["answer"]).rpartition("####")
         reasoning = f"<reasoning>\n{steps.strip()}\n</reasoning>\n"

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from d1ray.config.errors import DataError
 from d1ray.tasks.answers import MAX_ANSWER, final_answer, tagged
 from d1ray.tasks.task import DemonstrationStyle, Example, Score, Split, Task
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PREFIX = "reasoning_gym:"
 TEMPLATE = """\
@@ -78,7 +80,7 @@ class ReasoningGym(Task):
             raise ValueError(f"options: {self.name} does not take {dict(self.options)}: {error}") from None
         return self
 
-    def draw(self, split: Split, rng: np.random.Generator) -> Example:
+    def draw(self, split: Split, rng: "np.random.Generator") -> Example:
         for _ in range(MAX_TRIES):
             seed = int(rng.integers(2**31))
             question = str(self._entry(seed)["question"])
@@ -102,7 +104,7 @@ class ReasoningGym(Task):
     def _example(self, question: str, fields: Mapping[str, Any]) -> Example:
         return Example(self.name, question, self.prompt(question=question), fields, prefill=self.prefill)
 
-    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
+    def demonstration(self, example: Example, style: DemonstrationStyle, rng: "np.random.Generator") -> str:
         """The data set's own answer; corrupted, either without its tags or with its characters shuffled."""
         answer = self._entry_of(example)["answer"]
         if not isinstance(answer, str) or not answer:

@@ -1,13 +1,14 @@
 """MATH (Hendrycks et al. 2021): competition problems whose answer is an expression; MATH-500 is its test."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from d1ray.tasks.answers import boxes, final_answer, find_answer, tagged
 from d1ray.tasks.equivalence import canonical, equivalent
 from d1ray.tasks.task import DemonstrationStyle, Example, Score, Task
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TEMPLATE = """\
 {problem}
@@ -44,7 +45,7 @@ class Math(Task):
             self.name, problem or str(answer), self.prompt(problem=problem), fields, prefill=self.prefill
         )
 
-    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
+    def demonstration(self, example: Example, style: DemonstrationStyle, rng: "np.random.Generator") -> str:
         """The solution and the boxed answer; corrupted, either without the tags or with another number."""
         answer, solution = example.fields["answer"], example.fields["solution"] or "The answer follows."
         if style == "corrupted":

@@ -1,13 +1,14 @@
 """s1K (arXiv 2501.19393): 1,000 hard questions with long reasoning traces, the data of d1's SFT."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from d1ray.tasks.answers import boxes, tagged
 from d1ray.tasks.math import Math
 from d1ray.tasks.task import DemonstrationStyle, Example, Split, split_by_hash
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TEMPLATE = """\
 {problem}
@@ -55,7 +56,7 @@ class S1K(Math):
         """96 % train, 2 % validation and 2 % test, by hash: the rows are few, and tests are on other data."""
         return split_by_hash(key, 50)
 
-    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
+    def demonstration(self, example: Example, style: DemonstrationStyle, rng: "np.random.Generator") -> str:
         """The trajectory and the attempt; corrupted, either without the tags or with another number."""
         trace, attempt = example.fields["thinking_trajectories"][0].strip(), example.fields["attempt"].strip()
         if not attempt:

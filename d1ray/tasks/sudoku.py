@@ -1,21 +1,22 @@
 """Sudoku 4x4: fill the blanks so that every row, column and 2x2 box holds 1 to 4 (d1, Section 4).
 
-A grid is 16 digits, row by row; a puzzle has 0 in its blanks. There are 288 grids in all, so validity is
-membership and the solutions of a puzzle are the grids that agree with its givens.
+There are 288 grids in all, so the solutions of a puzzle are the grids that agree with its givens. A set of
+grids is an integer of 288 bits, bit i for the grid ``SOLUTIONS[i]``.
 """
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from itertools import permutations, product
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from d1ray.tasks.answers import final_answer, tagged
-from d1ray.tasks.task import DemonstrationStyle, Example, Score, Split, Task
-from d1ray.tasks.written_grid import read_grid
+from d1ray.tasks.sudoku_task import SudokuTask, is_solved
+from d1ray.tasks.task import Example, Split
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TEMPLATE = """\
 Here is a 4x4 Sudoku, written row by row as 16 digits; 0 is an empty cell:
@@ -34,31 +35,39 @@ def _all_grids() -> list[str]:
 
 
 SOLUTIONS = _all_grids()
-VALID = frozenset(SOLUTIONS)
-GRIDS = np.array([list(grid) for grid in SOLUTIONS]).astype(np.uint8)  # [288, 16]
-BITS = (1 << np.arange(16)).astype(np.uint16)
-DIFFERENCES = ((GRIDS[:, None] != GRIDS) * BITS).sum(axis=-1, dtype=np.uint16)  # [288, 288], a bit per cell
+_BY_HASH = sorted(SOLUTIONS, key=lambda grid: hashlib.blake2b(grid.encode()).digest())
+NEW, KNOWN = _BY_HASH[:48], _BY_HASH[48:]
+NEW_GRIDS = frozenset(NEW)
 
-_BY_HASH = sorted(range(288), key=lambda i: hashlib.blake2b(SOLUTIONS[i].encode()).digest())
-NEW, KNOWN = np.array(_BY_HASH[:48]), np.array(_BY_HASH[48:])
-NEW_GRIDS = frozenset(SOLUTIONS[i] for i in NEW)
+# Of each cell the set of grids that agree with a given digit there; with a blank all do.
+AGREEING = [{"0": (1 << len(SOLUTIONS)) - 1, **dict.fromkeys("1234", 0)} for _ in range(16)]
+for _i, _grid in enumerate(SOLUTIONS):
+    for _cell, _digit in zip(AGREEING, _grid, strict=True):
+        _cell[_digit] |= 1 << _i
 
 
 def completions(puzzle: str) -> list[str]:
     """All solutions of ``puzzle``."""
-    cells = np.array(list(puzzle)).astype(np.uint8)
-    return [SOLUTIONS[i] for i in np.flatnonzero(((cells == GRIDS) | (cells == 0)).all(axis=1))]
+    found = _agreeing(puzzle)
+    return [grid for i, grid in enumerate(SOLUTIONS) if found >> i & 1]
 
 
-class Sudoku(Task):
+def _agreeing(puzzle: str) -> int:
+    found = AGREEING[0]["0"]
+    for cell, given in zip(AGREEING, puzzle, strict=True):
+        found &= cell.get(given, 0)
+    return found
+
+
+class Sudoku(SudokuTask):
     """Sudoku 4x4, generated with a unique solution or read from ``puzzle`` and ``solution`` columns.
 
     No generated train or validation puzzle has one of the 48 ``NEW_GRIDS`` as its solution; half of the test
     puzzles do. The test tags tell the two halves apart: is the skill solving, or remembering grids?
     """
 
-    placeholders: ClassVar[tuple[str, ...]] = ("puzzle",)
-    rewards: ClassVar[tuple[str, ...]] = ("cells",)
+    size: ClassVar[int] = 4
+    quoted: ClassVar[int] = 60
 
     name: Literal["sudoku"] = "sudoku"
     template: str = TEMPLATE
@@ -67,7 +76,7 @@ class Sudoku(Task):
         int, Field(strict=True, ge=1, le=12, description="empty cells of a generated puzzle")
     ] = 8
 
-    def draw(self, split: Split, rng: np.random.Generator) -> Example:
+    def draw(self, split: Split, rng: "np.random.Generator") -> Example:
         """Draws a puzzle with exactly one solution."""
         new = split == "test" and bool(rng.random() < 0.5)
         tags = (("new grid" if new else "known grid"),) if split == "test" else ()
@@ -76,80 +85,25 @@ class Sudoku(Task):
                 if new or super().split_of(puzzle) == split:
                     return self._example(puzzle, solution, tags)
 
-    def example(self, row: Mapping[str, Any]) -> Example:
-        """Reads ``puzzle`` (blanks as ``0``, ``.`` or ``_``) and ``solution``, one of possibly several."""
-        puzzle, solution = row["puzzle"], row["solution"]
-        if not isinstance(puzzle, str) or not re.fullmatch(r"[0-4._]{16}", puzzle):
-            raise ValueError(
-                f"puzzle must be 16 characters 0-4 (0, '.' or '_' where blank), found {puzzle!r:.60}"
-            )
-        if not isinstance(solution, str) or not re.fullmatch(r"[1-4]{16}", solution):
-            raise ValueError(f"solution must be 16 digits 1-4, found {solution!r:.60}")
-        puzzle = puzzle.replace(".", "0").replace("_", "0")
-        if solution not in VALID:
-            raise ValueError(f"solution {solution} repeats a digit in a row, column or box")
-        if not _agrees(solution, puzzle):
-            raise ValueError(f"solution {solution} changes a given digit of puzzle {puzzle}")
-        if "0" not in puzzle:
-            raise ValueError(f"puzzle {puzzle} has no blank")
-        return self._example(puzzle, solution)
-
-    def _example(self, puzzle: str, solution: str, tags: tuple[str, ...] = ()) -> Example:
-        fields = {"puzzle": puzzle, "solution": solution}
-        return Example(self.name, puzzle, self.prompt(puzzle=puzzle), fields, tags, self.prefill)
-
     def split_of(self, key: str) -> Split:
         """Test where a solution is one of the ``NEW_GRIDS``; by hash otherwise."""
         return "test" if not NEW_GRIDS.isdisjoint(completions(key)) else super().split_of(key)
 
-    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
-        """The solution; corrupted, either its tags are missing or its blanks hold random digits."""
-        puzzle, solution = example.fields["puzzle"], example.fields["solution"]
-        if style == "clean":
-            return tagged(solution)
-        if rng.random() < 0.5:
-            return str(solution)
-        noise = rng.integers(1, 5, size=16)
-        return tagged(
-            "".join(str(n) if given == "0" else given for given, n in zip(puzzle, noise, strict=True))
-        )
-
-    def judge(self, example: Example, text: str) -> Score:
-        """d1's cell accuracy: the share of the blanks that equal the stored solution.
-
-        Every given that was changed costs one cell, down to 0. A grid may be written in lines, with borders,
-        as a list or in a code block; anything but 16 digits 1-4 scores 0. Any valid completion of the puzzle
-        is ``correct``, also where the stored one is another.
-        """
-        puzzle, solution = example.fields["puzzle"], example.fields["solution"]
-        answer = final_answer(text)
-        digits = read_grid(answer.text, 4) if answer else None
-        if answer is None or digits is None:
-            return Score({"cells": 0.0}, correct=False, partial=0.0, formatted=False)
-        cells = list(zip(digits, puzzle, solution, strict=True))
-        right = sum(given == "0" and digit == wanted for digit, given, wanted in cells)
-        changed = sum(given not in ("0", digit) for digit, given, _ in cells)
-        partial = max(0, right - changed) / puzzle.count("0")
-        correct = digits in VALID and changed == 0
-        return Score(
-            {"cells": partial},
-            correct=correct,
-            partial=partial,
-            formatted=answer.well_tagged,
-            parsed=digits,
-        )
+    @classmethod
+    def check_solution(cls, solution: object) -> None:
+        if not isinstance(solution, str) or not re.fullmatch(r"[1-4]{16}", solution):
+            raise ValueError(f"solution must be 16 digits 1-4, found {solution!r:.{cls.quoted}}")
+        if not is_solved(solution, cls.size):
+            raise ValueError(f"solution {solution} repeats a digit in a row, column or box")
 
 
-def _agrees(grid: str, puzzle: str) -> bool:
-    return all(given in ("0", digit) for digit, given in zip(grid, puzzle, strict=True))
-
-
-def _unique_puzzles(pool: np.ndarray, blanks: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+def _unique_puzzles(
+    pool: Sequence[str], blanks: int, rng: "np.random.Generator"
+) -> Iterator[tuple[str, str]]:
     """Puzzles of random grids of ``pool`` with random blanks, without those that have several solutions."""
-    grids = pool[rng.integers(len(pool), size=CANDIDATES)]
+    solutions = [pool[i] for i in rng.integers(len(pool), size=CANDIDATES).tolist()]
     blank = rng.random((CANDIDATES, 16)).argsort(axis=1) < blanks  # [C, 16]
-    givens = (~blank * BITS).sum(axis=1, dtype=np.uint16)
-    solutions = ((DIFFERENCES[grids] & givens[:, None]) == 0).sum(axis=1)  # the grid itself is always one
-    for i in np.flatnonzero(solutions == 1):
-        solution = SOLUTIONS[grids[i]]
-        yield "".join("0" if b else d for b, d in zip(blank[i].tolist(), solution, strict=True)), solution
+    for solution, blanked in zip(solutions, blank.tolist(), strict=True):
+        puzzle = "".join("0" if b else digit for b, digit in zip(blanked, solution, strict=True))
+        if _agreeing(puzzle).bit_count() == 1:  # the grid itself is always one
+            yield puzzle, solution

@@ -4,14 +4,16 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, field_validator
 
 from d1ray.config.settings import Named
 from d1ray.config.sft import DemonstrationStyle as DemonstrationStyle  # tasks ask for it here
 from d1ray.tasks.answers import until_end
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Split = Literal["train", "validation", "test"]
 Failure = Literal["", "timeout", "crash"]
@@ -105,7 +107,7 @@ class Task(Named):
             prompt = prompt.replace(f"{{{name}}}", value)
         return prompt
 
-    def draw(self, split: Split, rng: np.random.Generator) -> Example:
+    def draw(self, split: Split, rng: "np.random.Generator") -> Example:
         """Draws one random example of ``split``. The splits are disjoint by ``Example.key``."""
         raise NotImplementedError(f"task {self.name!r} has no generator: give data.path=FILE")
 
@@ -120,7 +122,7 @@ class Task(Named):
         """The split of the problem ``key``: 80 % train, 10 % validation and 10 % test, by hash."""
         return split_by_hash(key, 10)
 
-    def demonstration(self, example: Example, style: DemonstrationStyle, rng: np.random.Generator) -> str:
+    def demonstration(self, example: Example, style: DemonstrationStyle, rng: "np.random.Generator") -> str:
         """A completion to train on: a right, well formatted one, or a corrupted one."""
         raise NotImplementedError
 

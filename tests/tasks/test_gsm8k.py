@@ -60,14 +60,17 @@ def test_only_the_answer_is_needed_to_score():
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_gold_answer_is_right_in_three_renderings_and_other_numbers_are_wrong(split):
     rows = pq.read_table(DATA / f"{split}.parquet").to_pylist()
+    gold = {row["answer"].rpartition("####")[2].strip(): TASK.example(row) for row in rows}
     right = wrong = 0
-    for row in rows:
-        example = TASK.example(row)
-        gold = row["answer"].rpartition("####")[2].strip()
-        renderings = (f"<answer>{gold}</answer>", f"so \\boxed{{{gold}}}", WELL.format(f"\\boxed{{{gold}}}"))
+    for answer, example in gold.items():  # the verdict depends on nothing else
+        renderings = (
+            f"<answer>{answer}</answer>",
+            f"so \\boxed{{{answer}}}",
+            WELL.format(f"\\boxed{{{answer}}}"),
+        )
         right += sum(TASK.score(example, text).correct for text in renderings)
-        value = int(gold.replace(",", ""))
+        value = int(answer.replace(",", ""))
         others = (value + 1, value * 10 + 3, -value - 1)
         wrong += sum(not TASK.score(example, WELL.format(f"\\boxed{{{other}}}")).correct for other in others)
-    assert right >= 0.995 * 3 * len(rows)
-    assert wrong >= 0.995 * 3 * len(rows)
+    assert right >= 0.995 * 3 * len(gold)
+    assert wrong >= 0.995 * 3 * len(gold)

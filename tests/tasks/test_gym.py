@@ -1,6 +1,8 @@
 """reasoning-gym's data sets as tasks."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -146,9 +148,6 @@ def test_what_a_scorer_may_evaluate_is_a_value(answer, harmless):
 
 
 def test_a_data_set_that_depends_on_hashes_asks_for_fixed_ones(monkeypatch):
-    import subprocess
-    import sys
-
     with pytest.raises(ValueError, match="PYTHONHASHSEED=0"):
         load_task("reasoning_gym:ransom_note")
     draw = (
@@ -156,5 +155,8 @@ def test_a_data_set_that_depends_on_hashes_asks_for_fixed_ones(monkeypatch):
         "print(load_task('reasoning_gym:ransom_note').draw('train', generator(0, 'gym')).prompt)"
     )
     monkeypatch.setenv("PYTHONHASHSEED", "0")
-    outputs = {subprocess.check_output([sys.executable, "-c", draw]) for _ in range(2)}
-    assert len(outputs) == 1
+    both = [
+        subprocess.Popen([sys.executable, "-c", draw], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    first, second = (process.communicate(timeout=60)[0] for process in both)
+    assert "ransom note" in first and first == second

@@ -1,6 +1,9 @@
-"""Sudoku 9x9: solving, validity and puzzles with one solution. A grid is 81 digits row by row, 0 a blank."""
+"""Sudoku 9x9: solving, and puzzles with one solution. A grid is 81 digits row by row, 0 a blank."""
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BOX = [3 * (cell // 27) + cell % 9 // 3 for cell in range(81)]
 ALL = 0b111111111
@@ -11,16 +14,7 @@ class SearchLimit(Exception):
     """A search took more than ``MAX_NODES`` steps."""
 
 
-def is_solved(grid: str) -> bool:
-    """Whether every row, column and box of the 81 digits ``grid`` holds 1 to 9."""
-    if len(grid) != 81:
-        return False
-    units = [grid[9 * i : 9 * i + 9] for i in range(9)] + [grid[i::9] for i in range(9)]
-    units += ["".join(grid[c] for c in range(81) if BOX[c] == b) for b in range(9)]
-    return all(set(unit) == set("123456789") for unit in units)
-
-
-def solve(puzzle: str, limit: int = 2, rng: np.random.Generator | None = None) -> list[str]:
+def solve(puzzle: str, limit: int = 2, rng: "np.random.Generator | None" = None) -> list[str]:
     """Up to ``limit`` solutions of ``puzzle``; with ``rng`` the digits are tried in random order.
 
     Always fills the blank with the fewest candidates. Raises ``SearchLimit``.
@@ -73,7 +67,7 @@ def solve(puzzle: str, limit: int = 2, rng: np.random.Generator | None = None) -
     return found
 
 
-def draw_puzzle(blanks: int, rng: np.random.Generator) -> tuple[str, str]:
+def draw_puzzle(blanks: int, rng: "np.random.Generator") -> tuple[str, str]:
     """A puzzle with ``blanks`` blanks and exactly one solution, and that solution.
 
     Cells of a random grid are emptied in random order, each only if the solution stays the only one; a grid

@@ -3,21 +3,22 @@
 import pytest
 
 from d1ray.config.rng import generator
-from d1ray.tasks.sudoku_grid import draw_puzzle, is_solved, solve
+from d1ray.tasks.sudoku_search import draw_puzzle, solve
+from d1ray.tasks.sudoku_task import is_solved
 
 # Every row is the one above shifted by 3, by 1 more after three rows: a solved grid by construction.
 GRID = "".join(str((3 * (r % 3) + r // 3 + c) % 9 + 1) for r in range(9) for c in range(9))
 
 
 def test_a_grid_built_by_shifts_is_solved():
-    assert is_solved(GRID)
+    assert is_solved(GRID, 9)
 
 
 @pytest.mark.parametrize(
     "grid", [GRID[:-1], GRID[::-1][:80] + "0", GRID[1] + GRID[0] + GRID[2:], "123456789" * 9]
 )
 def test_another_length_a_blank_or_a_repeated_digit_is_not_solved(grid):
-    assert not is_solved(grid)
+    assert not is_solved(grid, 9)
 
 
 def test_a_puzzle_with_one_blank_has_the_grid_as_its_solution():
@@ -30,7 +31,7 @@ def test_two_pairs_of_digits_that_can_swap_give_two_solutions():
     solutions = solve(puzzle, limit=1000)
     assert {GRID, GRID.translate(str.maketrans("12", "21"))} <= set(solutions)
     assert len(set(solutions)) == len(solutions)
-    assert all(is_solved(s) for s in solutions)
+    assert all(is_solved(s, 9) for s in solutions)
     assert len(solve(puzzle)) == 2
 
 
@@ -43,7 +44,7 @@ def test_a_drawn_puzzle_has_its_blanks_and_one_solution(blanks):
     for i in range(3):
         puzzle, solution = draw_puzzle(blanks, generator(0, "grid", i))
         assert puzzle.count("0") == blanks
-        assert is_solved(solution)
+        assert is_solved(solution, 9)
         assert all(p in ("0", s) for p, s in zip(puzzle, solution, strict=True))
         assert solve(puzzle) == [solution]
 
