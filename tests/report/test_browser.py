@@ -36,14 +36,13 @@ def masks(page: Any) -> int:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1440])
 def test_the_page_fits_narrow_and_wide_screens_in_light_and_dark(
-    opened: Callable[..., Any], make_run: MakeRun, tmp_path: Path, width: int, scheme: str
+    opened: Callable[..., Any], make_run: MakeRun, width: int, scheme: str
 ) -> None:
     runs = [make_run("one", text=completion), make_run("two", "seed=1", text=completion)]
     page = opened(*runs, width=width, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(245, 246, 248)"
     assert light == (scheme == "light")
-    page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
     page.click("#theme")
     assert (page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(245, 246, 248)") != light
 

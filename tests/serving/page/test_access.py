@@ -1,7 +1,6 @@
 """Phones, keyboards, screen readers, light and dark, and no motion where none is wanted."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ FAINT = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1440])
 def test_the_page_fits_phones_and_screens_in_light_and_dark(
-    opened: Opened, server: Any, script: Any, tmp_path: Path, width: int, scheme: str
+    opened: Opened, server: Any, script: Any, width: int, scheme: str
 ) -> None:
     page = opened(width, color_scheme=scheme)
     page.fill("#problem", "long" * 200)
@@ -49,7 +48,6 @@ def test_the_page_fits_phones_and_screens_in_light_and_dark(
     page.click("#run")
     page.expect(page.locator("#comparison")).to_be_visible()
     page.panes[1].tokens.first.hover()
-    page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(FAINT) == []
     light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(245, 246, 248)"

@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 
 from d1ray.models.save import save_model
+from d1ray.serving import playground
 from d1ray.serving.config import ServeConfig
 from d1ray.serving.local import local_app
 
@@ -40,7 +41,7 @@ def serve(make_text_model: Any, tokenizer: Any, tmp_path: Path) -> Iterator[Call
 
 
 def test_a_typed_problem_is_answered_in_both_panes_as_the_api_answers_it(
-    opened: Opened, serve: Callable[..., str], tmp_path: Path
+    opened: Opened, serve: Callable[..., str]
 ) -> None:
     url = serve()
     page = opened(url=url)
@@ -66,7 +67,6 @@ def test_a_typed_problem_is_answered_in_both_panes_as_the_api_answers_it(
         assert said["usage"]["forwards"] == int(pane.slider.get_attribute("max"))
         assert pane.node.locator(".canvas .token[data-bin]").count() == len(pane.shown)
     page.expect(page.locator("#comparison .verdict")).to_be_visible()
-    page.screenshot(path=tmp_path / "live.png", full_page=True)
 
 
 def test_what_the_api_refuses_is_shown(opened: Opened, serve: Callable[..., str]) -> None:
@@ -120,3 +120,8 @@ def test_the_page_and_its_parts_are_served_as_what_they_are(serve: Callable[...,
         assert answer.status_code == 200 and answer.headers["content-type"].split(";")[0] == kind
         policy = answer.headers["content-security-policy"]
         assert "unsafe" not in policy and "default-src 'none'" in policy
+
+
+def test_no_file_of_the_playground_hides_one_that_all_pages_have() -> None:
+    own, shared = ({path.name for path in folder.iterdir()} for folder in playground.FOLDERS)
+    assert own & shared == set() and {"index.html", "main.js"} <= own and {"base.css", "theme.js"} <= shared
