@@ -44,7 +44,7 @@ class CheckpointWriter:
     Once it returns, model and tensors may change.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a part of what is saved, or of where
         self,
         root: Place,
         step: int,
