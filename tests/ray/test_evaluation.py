@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from d1ray import cli
+
 pytestmark = pytest.mark.usefixtures("no_process_left_behind")
 
 
@@ -22,13 +24,23 @@ def command(model: Path, output: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "d1ray", *arguments]
 
 
+def evaluated(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """Runs the command in this process, on the session's cluster."""
+    monkeypatch.setattr(sys, "argv", ["d1ray", *command[3:]])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+
+
 def scores(output: Path) -> list[dict[str, object]]:
     cells = json.loads((output / "results.json").read_text())
     return [{k: v for k, v in cell.items() if k != "tokens_per_s"} for cell in cells]
 
 
 @pytest.mark.timeout(700)
-def test_a_killed_evaluation_goes_on_and_gives_the_same_table(start: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_goes_on_and_gives_the_same_table(
+    ray_cluster: None, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     environment.pop("RAY_ADDRESS", None)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -44,7 +56,7 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(start: Path, tmp_p
     assert 3 <= len(finished) < 16
     assert not (killed / "results.json").exists()
     subprocess.run(command(start, killed), env=environment, check=True, timeout=240)
-    subprocess.run(command(start, whole), env=environment, check=True, timeout=240)
+    evaluated(monkeypatch, command(start, whole))
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     assert len(list(killed.glob("*/batch-*.parquet"))) == 16
     assert scores(killed) == scores(whole)
@@ -52,14 +64,12 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(start: Path, tmp_p
 
 @pytest.mark.timeout(300)
 def test_several_samples_give_pass_at_k_whatever_the_number_of_generators(
-    start: Path, tmp_path: Path
+    ray_cluster: None, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-    environment.pop("RAY_ADDRESS", None)
     for generators in (1, 2):
         more = ["--samples", "4", "evaluation.sampling.temperature=1.0", f"cluster.generators={generators}"]
         output = tmp_path / str(generators)
-        subprocess.run(command(start, output, *more), env=environment, check=True, timeout=120)
+        evaluated(monkeypatch, command(start, output, *more))
     one, two = scores(tmp_path / "1"), scores(tmp_path / "2")
     assert one == two
     for cell in one:
