@@ -32,7 +32,6 @@ def evil():
 EXAMPLE = Example("evil", "k", "?", {})
 
 
-@pytest.mark.slow
 def test_hangs_crashes_and_bombs_score_nothing_and_their_neighbours_score(evil):
     texts = ["a", "loop", "b", "exit", "memory", "raise", "nan", "surrogate", "sleep", "c"]
     with Checker(evil, timeout_s=0.5, memory_gb=1.0, processes=2) as checker:
