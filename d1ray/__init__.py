@@ -1,12 +1,17 @@
 """Reinforcement learning for masked diffusion language models, on Ray."""
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import sys
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:  # every process that checks an answer imports this file
+    Loader = MetaPathFinder = object
 
 __version__ = "0.1.0"
 
@@ -28,7 +33,7 @@ MOVED = {
 }
 
 
-class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _Moved(MetaPathFinder, Loader):
     """Finds a module by its earlier name, and says where it is now."""
 
     def find_spec(
