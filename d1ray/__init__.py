@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from importlib.abc import Loader, MetaPathFinder
+
+    class Finder(MetaPathFinder, Loader): ...
+
 else:  # every process that checks an answer imports this file
-    Loader = MetaPathFinder = object
+    Finder = object
 
 __version__ = "0.1.0"
 
@@ -33,7 +36,7 @@ MOVED = {
 }
 
 
-class _Moved(MetaPathFinder, Loader):
+class _Moved(Finder):
     """Finds a module by its earlier name, and says where it is now."""
 
     def find_spec(
