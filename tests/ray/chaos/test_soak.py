@@ -34,8 +34,8 @@ def lines(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("count", "steps"),
     [
-        pytest.param(3, 20, id="three"),
-        pytest.param(20, 110, id="twenty", marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
+        pytest.param(3, 40, id="three"),
+        pytest.param(20, 160, id="twenty", marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
     ],
 )
 def test_a_run_survives_random_kills_and_learns_from_every_group_once(
