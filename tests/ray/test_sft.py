@@ -106,7 +106,7 @@ def test_a_worker_that_dies_or_hangs_leaves_no_trace_in_the_weights(
     sft: Sft, start: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     settings = "steps: 60, checkpoint_every: 2, validate_every: 4, validation_examples: 8"
-    deadline_s = 15 if number == signal.SIGSTOP else 120  # three have to do for a start
+    deadline_s = 40 if number == signal.SIGSTOP else 120  # three have to do for a start
     config = sft(tmp_path / "run", settings, "cluster.sft_workers=1", f"cluster.deadline_s={deadline_s}")
     kills: list[int] = []
     over = threading.Event()

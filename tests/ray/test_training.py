@@ -333,7 +333,7 @@ def test_an_actor_that_hangs_is_killed_after_the_deadline_and_its_group_done_aga
         for process in stopped:
             process.suspend()
         # The deadline has to leave time to start another one.
-        buffer = RolloutBuffer(pools.generators, pools.scorers, slots=1, deadline_s=12)
+        buffer = RolloutBuffer(pools.generators, pools.scorers, slots=1, deadline_s=20)
         buffer.start(Request(tuple(prompts), 1, config.evaluation.sampling, 0), policy_of_folder(start))
         (call,) = buffer.take(1)
         assert (buffer.killed, buffer.reissued, call.lost) == (1, 1, 1)

@@ -160,7 +160,7 @@ def test_a_frozen_learner_rank_is_replaced_after_the_deadline(
     processes: Processes,
     tmp_path: Path,
 ) -> None:
-    config = config_of(tmp_path / "run", *TWO_RANKS, "cluster.generators=2", "cluster.deadline_s=15")
+    config = config_of(tmp_path / "run", *TWO_RANKS, "cluster.generators=2", "cluster.deadline_s=20")
     learning = partial(processes, "ray::Learner.learn")
     with killing(tmp_path / "run", learning, False, 2, signal.SIGSTOP) as frozen:
         weights = reinforced(config)
