@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from accelerate.utils import set_module_tensor_to_device  # type: ignore[import-untyped]
 from safetensors import SafetensorError, safe_open
 
@@ -13,6 +12,7 @@ from d1ray.config.errors import ModelError
 from d1ray.config.lora import LoRAConfig
 from d1ray.models.adapter_folder import base_folder, check_adapter, load_adapter
 from d1ray.models.architectures import Architecture, config_values, configuration
+from d1ray.models.empty import empty_weights
 from d1ray.models.hub import TEXT_FILES, is_adapter_folder, model_folder
 from d1ray.models.lora import targeted, unadapted
 from d1ray.models.model import DiffusionLM
@@ -107,7 +107,7 @@ def empty_model(source: Path | str) -> DiffusionLM:
 def _empty_model(folder: Path) -> tuple[Architecture, DiffusionLM]:
     """The architecture and model of a folder's ``config.json``, on the meta device."""
     architecture, config = configuration(folder)
-    with init_empty_weights():
+    with empty_weights():
         return architecture, architecture.build(config)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from d1ray.config import rng
 from d1ray.config.errors import ModelError
 from d1ray.config.lora import LoRAConfig
+from d1ray.models.empty import empty_weights
 from d1ray.models.model import DiffusionLM
 
 if TYPE_CHECKING:  # PEFT takes seconds to import: actors that have no adapter start without it
@@ -151,7 +152,7 @@ def unadapted(model: DiffusionLM, name: str | None = POLICY) -> DiffusionLM:
         if layer is not None and name in layer.lora_A and path.endswith(".base_layer.weight"):
             tensor = tensor + layer.get_delta_weight(name).to(tensor.dtype)
         state[path.replace(".base_layer.", ".")] = tensor
-    with torch.device("meta"):
+    with empty_weights():
         plain = type(model)(model.config)
     plain.load_state_dict(state, assign=True)
     return plain.requires_grad_(False).eval()

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from d1ray.config.model import ArchitectureConfig
 from d1ray.config.run import Config
 from d1ray.models.character_tokenizer import character_tokenizer
+from d1ray.models.empty import empty_weights
 from d1ray.models.initialise import initialise
 from d1ray.models.llada import LLaDA
 from d1ray.models.llada_config import LLaDAConfig
@@ -25,7 +25,7 @@ def empty_model_of(config: Config) -> DiffusionLM:
     if config.model.path is not None:
         return empty_model(config.model.path)
     assert config.model.make is not None
-    with torch.device("meta"):
+    with empty_weights():
         return LLaDA(llada_config(config.model.make, character_tokenizer()))
 
 

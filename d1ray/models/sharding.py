@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from d1ray.config.lora import LoRAConfig
+from d1ray.models.empty import empty_weights
 from d1ray.models.lora import add_lora
 from d1ray.models.model import DiffusionLM
 
@@ -107,7 +108,7 @@ def unsharded(model: DiffusionLM, lora: LoRAConfig | None, keep: bool) -> Diffus
     state: dict[str, Any] = gathered(model.state_dict(), keep)
     if not keep:
         return None
-    with torch.device("meta"):
+    with empty_weights():
         copy = type(model)(model.config)
         if lora is not None:
             add_lora(copy, lora)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 from ray.actor import ActorHandle
@@ -26,8 +27,12 @@ from d1ray.run.progress import Progress, Stage
 from d1ray.sft.demonstrations import Phase
 from d1ray.sft.model import resumable
 
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
 POLL_S = "0.2"  # of Ray Train's workers; its own 2 s are lost at the end of every gang
 WORKER_DEATHS = 3  # after so many the run ends; its checkpoints are kept
+NEEDLESS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 HANGS = 3  # deadlines: one to notice a worker that hangs, two to start all of them again
 
 
@@ -60,6 +65,7 @@ def train_phases(
             run.truncate_metrics(phase.stage, position["step"] if phase.number == position["phase"] else 0)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(c.deadline_s)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     bulletin = ray.remote(num_cpus=0, scheduling_strategy=here)(Bulletin).remote()  # lost with us alone
     resources = {"CPU": c.sft_worker_cpus} | ({"GPU": c.sft_worker_gpus} if c.sft_worker_gpus else {})
@@ -84,6 +90,7 @@ def train_phases(
             failure_config=FailureConfig(max_failures=WORKER_DEATHS),
         ),
     )
+    leave_out_helpers(trainer)
     failures: list[BaseException] = []
 
     def fit() -> None:
@@ -101,6 +108,15 @@ def train_phases(
     if interrupt():
         raise Interrupted
     checkpoint.remove(root)  # the models are saved; a later phase must not resume from here
+
+
+def leave_out_helpers(trainer: "TorchTrainer") -> None:
+    """Leaves out actors that Ray Train starts beside its workers, each an import of torch and Ray Data: for
+    data sets, which are not its, and against placement groups that outlive a driver, which these do not. A
+    Ray without the method starts what it likes."""
+    if chosen := getattr(trainer, "_create_default_callbacks", None):
+        name = chosen.__name__
+        setattr(trainer, name, lambda: [c for c in chosen() if type(c).__name__ not in NEEDLESS])
 
 
 def cause_of(failure: BaseException) -> BaseException:

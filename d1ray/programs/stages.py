@@ -28,7 +28,6 @@ from d1ray.programs.training import job_of
 from d1ray.report.report import report
 from d1ray.rl.rollout import Prompt
 from d1ray.run import summary
-from d1ray.run.curves import draw_curves
 from d1ray.run.data import examples_of
 from d1ray.run.folder import RunFolder
 from d1ray.run.interrupt import Interrupt
@@ -105,6 +104,8 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
                 "actor_seconds_share": shares,
             }
             run.write_summary(summary.as_rows(results), extra)
+            from d1ray.run.curves import draw_curves  # imports matplotlib: at a run's end, not at its start
+
             draw_curves(run.metrics(), run.curves_path, results)
         console.print(summary.table(results))
         console.print(summary.samples(sample_completions(tests, evaluations)))

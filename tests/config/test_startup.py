@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +68,24 @@ def test_actors_load_nothing_that_only_other_runs_need(role: str) -> None:
     """PEFT comes with the first adapter; TensorBoard and matplotlib are the driver's."""
     unwanted = {"peft", "datasets", "tensorboard", "matplotlib", "sympy", "math_verify", "fastapi"}
     assert not loaded(f"import actors.{role}") & unwanted
+
+
+def test_a_model_is_loaded_without_torch_s_compiler(tmp_path: Path) -> None:
+    """It is imported by torch itself where values are drawn for tensors without storage."""
+    code = f"""
+import sys
+from pathlib import Path
+from d1ray.config.model import ArchitectureConfig
+from d1ray.models.load import check_weights, load_model
+from d1ray.models.make import make_model
+folder = Path({str(tmp_path)!r})
+make_model(ArchitectureConfig(d_model=16, n_layers=1, n_heads=2, max_sequence_length=8), 0, folder)
+check_weights(folder)
+assert not load_model(folder).training
+assert "torch._dynamo" not in sys.modules
+"""
+    assert "torch" in loaded(code)
+
+
+def test_the_driver_of_a_run_starts_without_matplotlib() -> None:
+    assert not loaded("import d1ray.programs.stages") & {"matplotlib", "tensorboard", "peft", "datasets"}

@@ -13,6 +13,9 @@ SMALL = [
     "rl.prompts_per_step=4",
     "rl.group_size=4",
     "rl.mu=2",
+    "rl.algorithm.beta=0.04",  # with a reference
+    "rl.optimizer.learning_rate=1e-4",
+    "rl.optimizer.max_grad_norm=0.2",
     "rl.optimizer.schedule=constant",  # so that a long run begins like a short one
     "rl.validate_every=1",
     "rl.checkpoint_every=1",
@@ -20,7 +23,10 @@ SMALL = [
     "evaluation.examples=16",
     "evaluation.validation_examples=8",
     "cluster.generator_cpus=0.25",
+    "cluster.sft_threads=1",
+    "cluster.sft_worker_cpus=0.5",
     "cluster.deadline_s=120",
+    "cluster.dashboard=false",
 ]
 
 

@@ -34,10 +34,8 @@ def test_every_command_of_the_quick_start_works(
     for command in commands:
         words, folder = shlex.split(command), tmp_path
         if words == ["make", "demo"]:  # of the checkout, so that it is told where to write
-            words, folder = (
-                ["make", "demo", f"ARGS={shlex.join([*short, f'run_dir={tmp_path}/demo'])}"],
-                REPOSITORY,
-            )
+            overrides = shlex.join([*short, "cluster.dashboard=true", f"run_dir={tmp_path}/demo"])
+            words, folder = ["make", "demo", f"ARGS={overrides}"], REPOSITORY
         elif words[:2] == ["d1ray", "train"]:
             words += short
         elif words[1] == "serve":

@@ -5,12 +5,14 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from warm_workers import warm_workers
 
 STEPS, SLOW_S = 20, 120
 SETTINGS = [
@@ -49,13 +51,13 @@ class Nodes:
 
 def holds(node: Any, title: str) -> bool:
     """Whether an actor of the node has a title that begins so."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    for process in psutil.Process(raylet).children(recursive=True):
-        try:
-            if " ".join(process.cmdline()).startswith(title):
-                return True
-        except psutil.Error:
-            continue
+    from ray._private.state import actors
+
+    for actor in actors().values():
+        if actor["Address"]["NodeID"] == node.node_id and actor["State"] == "ALIVE":
+            with suppress(psutil.Error):  # it has just ended
+                if " ".join(psutil.Process(actor["Pid"]).cmdline()).startswith(title):
+                    return True
     return False
 
 
@@ -101,60 +103,63 @@ def acts(run_dir: Path, *actions: tuple[int, Callable[[], bool]]) -> Callable[[]
 
 def scenarios(overrides: list[str], folder: Path) -> None:
     """Runs in a process of its own: a process joins one cluster."""
-    nodes = Nodes()
     found: dict[str, Any] = {}
-    try:
-        generating = [nodes.add(generators=1)]
-        learning = [nodes.add(learners=1), nodes.add(learners=1)]
-        # Another generator joins when its node does, and goes on alone when the first one's node dies.
-        run = folder / "generator"
-        joined: list[Any] = []
+    with warm_workers(folder), closing(Nodes()) as nodes:
+        try:
+            scenarios_on(nodes, overrides, folder, found)
+        finally:
+            torch.save(found, folder / "found.pt")
 
-        def add() -> bool:
-            joined.append(nodes.add(generators=1))
-            return True
 
-        def kill_the_first() -> bool:
-            if not (joined and holds(joined[0], "ray::Generator.generate")):
-                return False
-            nodes.kill(generating.pop())
-            return True
+def scenarios_on(nodes: Nodes, overrides: list[str], folder: Path, found: dict[str, Any]) -> None:
+    generating = [nodes.add(generators=1)]
+    learning = [nodes.add(learners=1), nodes.add(learners=1)]
+    # Another generator joins when its node does, and goes on alone when the first one's node dies.
+    run = folder / "generator"
+    joined: list[Any] = []
 
-        more = ["rl.checkpoint_every=10", "rl.validate_every=10", "cluster.generators=1"]
-        both = acts(run, (2, add), (3, kill_the_first))
-        growing = [*overrides, *more, f"rl.steps={STEPS}", "cluster.max_generators=2"]
-        found["generator"] = train(growing, run, both)
-        found["joined"] = bool(joined) and not generating
+    def add() -> bool:
+        joined.append(nodes.add(generators=1))
+        return True
 
-        run = folder / "learner"
-        killed: list[Any] = []
+    def kill_the_first() -> bool:
+        if not (joined and holds(joined[0], "ray::Generator.generate")):
+            return False
+        nodes.kill(generating.pop())
+        return True
 
-        def kill_the_learner_s() -> bool:
-            killed.extend(node for node in learning if holds(node, "ray::Learner"))
-            nodes.kill(killed[0])
-            return True
+    more = ["rl.checkpoint_every=10", "rl.validate_every=10", "cluster.generators=1"]
+    both = acts(run, (2, add), (3, kill_the_first))
+    growing = [*overrides, *more, f"rl.steps={STEPS}", "cluster.max_generators=2"]
+    found["generator"] = train(growing, run, both)
+    found["joined"] = bool(joined) and not generating
 
-        found["learner"] = train(
-            [*overrides, "rl.steps=4", "cluster.generators=1"], run, acts(run, (3, kill_the_learner_s))
-        )
-        found["killed"] = len(killed) == 1
+    run = folder / "learner"
+    killed: list[Any] = []
 
-        # The place of a generator and of the learner is found anew, on the third node that has both.
-        run = folder / "colocated"
-        shared = [nodes.add(generators=1, learners=1) for _ in range(3)]
-        lost: list[Any] = []
+    def kill_the_learner_s() -> bool:
+        killed.extend(node for node in learning if holds(node, "ray::Learner"))
+        nodes.kill(killed[0])
+        return True
 
-        def kill_the_shared_one() -> bool:
-            lost.extend(node for node in shared if holds(node, "ray::Learner"))
-            nodes.kill(lost[0])
-            return True
+    found["learner"] = train(
+        [*overrides, "rl.steps=4", "cluster.generators=1"], run, acts(run, (3, kill_the_learner_s))
+    )
+    found["killed"] = len(killed) == 1
 
-        colocated = [*overrides, "rl.steps=4", "cluster.generators=2", "cluster.colocated=true"]
-        found["colocated"] = train(colocated, run, acts(run, (3, kill_the_shared_one)))
-        found["lost"] = len(lost) == 1
-    finally:
-        torch.save(found, folder / "found.pt")
-        nodes.close()
+    # The place of a generator and of the learner is found anew, on the third node that has both.
+    run = folder / "colocated"
+    shared = [nodes.add(generators=1, learners=1) for _ in range(3)]
+    lost: list[Any] = []
+
+    def kill_the_shared_one() -> bool:
+        lost.extend(node for node in shared if holds(node, "ray::Learner"))
+        nodes.kill(lost[0])
+        return True
+
+    colocated = [*overrides, "rl.steps=4", "cluster.generators=2", "cluster.colocated=true"]
+    found["colocated"] = train(colocated, run, acts(run, (3, kill_the_shared_one)))
+    found["lost"] = len(lost) == 1
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from warm_workers import warm_workers
 
 STEPS, DEADLINE_S, WAIT_S = 14, 25, 120
 SETTINGS = [
@@ -201,41 +203,44 @@ def command_in_a_full_store(
 
 def scenarios(overrides: list[str], folder: Path) -> None:
     """Runs in a process of its own: a process joins one cluster."""
+    found: dict[str, Any] = {}
+    with warm_workers(folder), closing(Cluster()) as cluster:
+        try:
+            scenarios_on(cluster, overrides, folder, found)
+        finally:
+            torch.save(found, folder / "found.pt")
+
+
+def scenarios_on(cluster: Cluster, overrides: list[str], folder: Path, found: dict[str, Any]) -> None:
     from actors.buffer import Call
 
-    cluster = Cluster()
-    found: dict[str, Any] = {}
-    try:
-        edge, run = cluster.add_edge(), folder / "run"
-        at_the_middle, at_the_edge = Ballast("middle"), Ballast("edge")
-        found["ended"] = command_in_a_full_store(overrides, run, cluster.cluster.address, at_the_middle)
-        found["steps before"] = lines(run)
+    edge, run = cluster.add_edge(), folder / "run"
+    at_the_middle, at_the_edge = Ballast("middle"), Ballast("edge")
+    found["ended"] = command_in_a_full_store(overrides, run, cluster.cluster.address, at_the_middle)
+    found["steps before"] = lines(run)
 
-        notes: list[str] = []
-        noted: list[list[str]] = []
-        lost: list[int] = []
+    notes: list[str] = []
+    noted: list[list[str]] = []
+    lost: list[int] = []
 
-        def lose_tables() -> threading.Thread | None:
-            """Kills the node that holds tables of groups that wait for others of their step."""
-            calls = [thing for thing in gc.get_objects() if isinstance(thing, Call)]
-            if waiting := [call for call in calls if call.metadata and call.table]:
-                lost.extend(call.request.prompts[0].group_id for call in waiting)
-                cluster.add_edge()
-                cluster.kill(edge)
-            return threading.Thread() if waiting else None
+    def lose_tables() -> threading.Thread | None:
+        """Kills the node that holds tables of groups that wait for others of their step."""
+        calls = [thing for thing in gc.get_objects() if isinstance(thing, Call)]
+        if waiting := [call for call in calls if call.metadata and call.table]:
+            lost.extend(call.request.prompts[0].group_id for call in waiting)
+            cluster.add_edge()
+            cluster.kill(edge)
+        return threading.Thread() if waiting else None
 
-        faults = Faults(
-            lambda: full(at_the_middle, 0, notes, noted),
-            lambda: full(at_the_middle, FOR_TABLES, notes, noted),
-            lambda: full(at_the_edge, 0, notes, noted),
-            lambda: full(at_the_edge, FOR_TABLES, notes, noted),
-            lose_tables,
-        )
-        found["disturbed"] = trained(overrides, run, notes, faults)
-        found |= {"noted": noted, "lost": lost, "left": len(faults.left)}
-    finally:
-        torch.save(found, folder / "found.pt")
-        cluster.close()
+    faults = Faults(
+        lambda: full(at_the_middle, 0, notes, noted),
+        lambda: full(at_the_middle, FOR_TABLES, notes, noted),
+        lambda: full(at_the_edge, 0, notes, noted),
+        lambda: full(at_the_edge, FOR_TABLES, notes, noted),
+        lose_tables,
+    )
+    found["disturbed"] = trained(overrides, run, notes, faults)
+    found |= {"noted": noted, "lost": lost, "left": len(faults.left)}
 
 
 @pytest.fixture(scope="module")
