@@ -58,4 +58,4 @@ def run(config: ServeConfig) -> None:
     """
     app = local_app(config)
     print(f"serving {config.served_name} at http://{config.host}:{config.port}", flush=True)
-    uvicorn.run(app, host=config.host, port=config.port, log_level="warning", server_header=False)
+    uvicorn.run(app, host=config.host, port=config.port, log_level="warning", server_header=False, ws="none")

@@ -20,7 +20,7 @@ import pytest
 import torch
 from warm_workers import warm_workers
 
-STEPS, DEADLINE_S, WAIT_S = 14, 25, 120
+STEPS, DEADLINE_S, WAIT_S = 20, 25, 120
 SETTINGS = [
     f"rl.steps={STEPS}",
     "rl.validate_every=100",
@@ -110,7 +110,8 @@ class Cluster:
 
 class Faults:
     """An ``interrupt`` that never is one: the main thread, between two looks at its rollouts, does the acts
-    in turn. An act returns None to be tried again, or a thread, which ends before the next one begins."""
+    in turn, and goes slowly until they are done. An act returns None to be tried again, or a thread, which
+    ends before the next one begins."""
 
     def __init__(self, *acts: Callable[[], threading.Thread | None]):
         self.left, self.last = list(acts), threading.Thread()
@@ -119,6 +120,8 @@ class Faults:
         if self.left and not self.last.is_alive() and (begun := self.left[0]()):
             self.left.pop(0)
             self.last = begun
+        if self.left:
+            time.sleep(0.3)
         return False
 
 
