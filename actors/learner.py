@@ -34,6 +34,7 @@ from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw, move
 from d1ray.run import checkpoint, checkpoint_tensors
+from d1ray.run.atomic import replacing
 from d1ray.run.checkpoint import Place
 from d1ray.run.checkpoint_writer import CheckpointWriter
 from d1ray.sft.model import start_model
@@ -160,7 +161,8 @@ class Learner:
         advantages = algorithm.advantages(table["reward"].to_numpy().reshape(-1, self.config.group_size))
         if self.first:
             column = pa.array(advantages.flatten())
-            pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), rollouts)
+            with replacing(rollouts) as unfinished:
+                pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), unfinished)
         eos = self.model.config.eos_token_id
         batch = batch_of(table, advantages, eos, algorithm.estimator.views_per_update, self.device)
         stale = min(table["policy_version"].to_pylist()) < self.version

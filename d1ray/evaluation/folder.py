@@ -6,7 +6,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from d1ray.config.errors import ConfigError
 from d1ray.models.load import check_weights
 from d1ray.rl.rollout import Prompt
 from d1ray.rl.scoring import example_to_json
+from d1ray.run.atomic import replacing, write_atomically
 
 IDENTITY = "evaluation.json"
 
@@ -46,7 +46,7 @@ class EvaluationFolder:
                     f"{path} holds an evaluation with another {', '.join(other)}; give another --output"
                 )
         else:
-            _write(file, lambda unfinished: unfinished.write_text(json.dumps(wanted, indent=2)))
+            write_atomically(file, json.dumps(wanted, indent=2))
 
     def finished(self, batch: int) -> pa.Table | None:
         """The table of a batch that was finished before, or None."""
@@ -55,7 +55,8 @@ class EvaluationFolder:
 
     def save(self, batch: int, table: pa.Table) -> None:
         """Keeps the table of a finished batch."""
-        _write(self._file(batch), lambda unfinished: pq.write_table(table, unfinished))
+        with replacing(self._file(batch)) as unfinished:
+            pq.write_table(table, unfinished)
 
     def tables(self) -> list[pa.Table]:
         """All finished batches in their order."""
@@ -78,9 +79,3 @@ def digest_of_prompts(prompts: Sequence[Prompt]) -> str:
     for prompt in prompts:
         digest.update(json.dumps([prompt.group_id, prompt.ids, example_to_json(prompt.example)]).encode())
     return digest.hexdigest()
-
-
-def _write(file: Path, write: Any) -> None:
-    unfinished = file.with_name(f".{file.name}.writing")
-    write(unfinished)
-    os.replace(unfinished, file)

@@ -39,7 +39,7 @@ def export(
     Raises:
         ModelError: the source is damaged or no model, ``target`` is there already, or there is no adapter.
     """
-    if checkpoint.is_finished(source) and not checkpoint.is_complete(source):
+    if checkpoint.is_checkpoint(source) and not checkpoint.is_complete(source):
         raise ModelError(f"{source} does not match its manifest: the checkpoint is damaged; use another one")
     folder = model_folder(source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

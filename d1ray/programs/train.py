@@ -82,5 +82,5 @@ def to_the_end(training: Training) -> None:
         raise  # the ranks are amid a step: their weights belong to no checkpoint
     except Interrupted:
         training.save()
-        training.learner.finish_checkpoint()
+        training.finish_saving()
         raise

@@ -14,6 +14,7 @@ from actors.gauges import Gauges
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools, opened_pools
+from d1ray.config.errors import DataError
 from d1ray.config.rl import RLConfig
 from d1ray.config.run import Config
 from d1ray.models.tokenizer import load_tokenizer
@@ -106,9 +107,12 @@ def training_of(job: Job, ladder: RestartLadder, gauges: Gauges | None) -> Itera
     """
     config, rl, progress = job.config, job.rl, job.progress
     resume = checkpoint.latest(job.checkpoints)
+    if resume is None:
+        refuse_to_begin_again(job)
     state = State(**checkpoint.load_state(resume)["driver"]) if resume else State()
     state.incarnation = ladder.begins(state.step, state.incarnation)
     job.run.truncate_metrics("rl", state.step or -1)
+    job.run.set_rollouts_aside(state.step)
     slots = (rl.staleness + 1) * rl.prompts_per_step
     buffer = RolloutBuffer(
         job.pools.generators, job.pools.scorers, slots, config.cluster.deadline_s, note=progress.note
@@ -136,6 +140,16 @@ def training_of(job: Job, ladder: RestartLadder, gauges: Gauges | None) -> Itera
         progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
     ):
         yield Training(job, state, learner, buffer, stage)
+
+
+def refuse_to_begin_again(job: Job) -> None:
+    """Raises ``DataError`` if checkpoints were written, of which none is to be found."""
+    if saved := job.run.saved_step("rl"):
+        raise DataError(
+            f"{job.run.path} has saved a checkpoint of step {saved}, but {job.checkpoints} holds none "
+            f"that is whole: mount it, or correct checkpoint_path; "
+            f"or remove {job.run.saved_path} to begin again"
+        )
 
 
 class Training:
@@ -262,15 +276,28 @@ class Training:
         """Begins a checkpoint, unless that of this step is written or under way."""
         state = self.state
         if state.saved_step != state.step:
-            state.saved_step = state.step
+            before, state.saved_step = state.saved_step, state.step
             driver = {"driver": asdict(state)}
             self.learner.save_checkpoint(self.job.checkpoints, state.step, driver, state.best_step)
+            if before > 0:  # it is written: the learner waits for one before it begins another
+                self.job.run.note_saved("rl", before)
+
+    def finish_saving(self) -> None:
+        """Waits until the checkpoint is written."""
+        self.learner.finish_checkpoint()
+        if self.state.saved_step > 0:
+            self.job.run.note_saved("rl", self.state.saved_step)
 
     def finish(self) -> None:
         """Writes the policy that validates best to ``models/rl``."""
-        self.learner.finish_checkpoint()
+        self.finish_saving()
         best = self.state.best_step
-        saved = checkpoint.folder_of(self.job.checkpoints, best) if best else None
+        saved = checkpoint.of_step(self.job.checkpoints, best) if best else None
+        if saved and checkpoint.step_of(saved) != best:
+            self.job.progress.note(
+                f"the checkpoint of step {best}, which validates best, is damaged or gone; models/rl is that "
+                f"of step {checkpoint.step_of(saved)}"
+            )
         self.learner.write_model(saved, self.job.run.models / "rl")
 
     def _kept(self, taken: list[Call]) -> list[Call]:

@@ -8,7 +8,7 @@ from d1ray.config.errors import UserError
 from d1ray.report.page import page
 from d1ray.report.runs import read_runs
 from d1ray.report.trace import write_trace
-from d1ray.run.folder import write_atomically
+from d1ray.run.atomic import write_atomically
 
 MOST_RUNS = 8  # colours that can be told apart
 

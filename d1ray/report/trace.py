@@ -14,7 +14,7 @@ import pyarrow as pa
 from d1ray.config.errors import UserError
 from d1ray.report.runs import Run, read_table, step_of
 from d1ray.report.statistics import groups_of
-from d1ray.run.folder import write_atomically
+from d1ray.run.atomic import write_atomically
 
 Event: TypeAlias = dict[str, Any]
 

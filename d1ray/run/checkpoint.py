@@ -1,6 +1,10 @@
 """Checkpoints: folders that are complete once every rank's manifest is there, so that a half-written one is
 never loaded. ``d1ray.run.checkpoint_writer`` writes them; they lie on any file system that fsspec knows.
 
+Which one counts is decided in one place, for resuming, pruning, following and exporting: a pure choice
+(``resumable``, ``superfluous``) among what ``survey`` has found. What cannot be read is an error, never an
+absence, and nothing newer than what was just written is removed.
+
 ``step-00012/`` holds ``model/`` (a Hugging Face folder, or a PEFT adapter), further groups of tensors
 (optimiser, moved reference), ``state.json`` and a manifest a rank with the SHA-256 and size of each file
 that the rank wrote. Tensors are whole, whoever wrote them: any number of ranks can go on from a checkpoint.
@@ -11,33 +15,99 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from upath import UPath
 
-from d1ray.config.errors import DataError
+from d1ray.config.errors import DataError, RunFailed
 
 Place: TypeAlias = Path | UPath  # a UPath of local storage is a Path, too
 MANIFEST = re.compile(r"manifest-\d{5}-of-(\d{5})\.json")
+STEP = re.compile(r"step-\d{5,}")
 MODEL, ADAPTER = "model/model", "model/adapter_model"  # how the files of a group begin
+TRIES, PAUSE_S = 3, 1.0  # of reading
+
+Seen = TypeVar("Seen")
+
+
+class Standing(Enum):
+    """What a look at a checkpoint's manifests and at its files' sizes tells."""
+
+    WHOLE = "whole"
+    UNFINISHED = "unfinished"  # not every rank has written its manifest
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint folder; other names are not ours."""
+
+    step: int
+    folder: UPath
+    standing: Standing
+
+
+class Unreachable(RunFailed):
+    """Checkpoints cannot be read just now. That says nothing about whether they are there."""
+
+    def __init__(self, place: Place, error: BaseException):
+        super().__init__(
+            f"the checkpoints in {place} cannot be read: {type(error).__name__}: {error}; nothing was "
+            "changed, and once they can be the same command goes on from the newest"
+        )
+
+
+def resumable(found: Sequence[Found]) -> list[Found]:
+    """What a run can go on from, the newest first."""
+    return sorted((f for f in found if f.standing is Standing.WHOLE), key=lambda f: f.step, reverse=True)
+
+
+def superfluous(found: Sequence[Found], newest: int, keep: int, best: int | None = None) -> list[Found]:
+    """What need not be kept once the checkpoint of step ``newest`` is written: all up to it but the last
+    ``keep`` whole ones and that of step ``best``. Of later steps nothing goes: an error of reading may be why
+    the run went on from an earlier one."""
+    past = [f for f in found if f.step <= newest]
+    kept = [f.step for f in resumable(past)[:keep]]
+    return [f for f in past if f.step not in kept and f.step != best]
+
+
+def survey(root: Place) -> list[Found]:
+    """The checkpoints in a folder, by step; none if there is no such folder."""
+    return _reading(root, lambda: _found(root))
 
 
 def latest(root: Place) -> UPath | None:
-    """The newest checkpoint that is complete; a damaged one falls back to the one before."""
-    return next((c for c in reversed(by_step(root)) if is_complete(c)), None)
+    """The newest checkpoint that is as it was written; a damaged one falls back to the one before."""
+
+    def look() -> UPath | None:
+        return next((f.folder for f in resumable(_found(root)) if _unchanged(f.folder)), None)
+
+    return _reading(root, look)
 
 
 def best(root: Place) -> UPath | None:
     """The checkpoint of the step that validates best, as the newest one tells; that one if it has none."""
     newest = latest(root)
-    if newest is None:
-        return None
-    chosen = folder_of(root, load_state(newest).get("driver", {}).get("best_step", -1))
-    return chosen if is_complete(chosen) else newest
+    return newest and of_step(root, load_state(newest).get("driver", {}).get("best_step", -1))
+
+
+def of_step(root: Place, step: int) -> UPath | None:
+    """The checkpoint of a step, or the newest one if there is none or it is damaged."""
+    folder = folder_of(root, step)
+    return folder if is_complete(folder) else latest(root)
+
+
+def newest_step(root: Place) -> int:
+    """The step that a run goes on from; 0 if there is no checkpoint."""
+    newest = latest(root)
+    return step_of(newest) if newest else 0
 
 
 def folder_of(root: Place, step: int) -> UPath:
@@ -46,10 +116,15 @@ def folder_of(root: Place, step: int) -> UPath:
 
 
 def by_step(root: Place) -> list[UPath]:
-    """Checkpoint folders by step, whole or not."""
+    """Checkpoint folders by step, whole or not. Raises whatever the storage raises, unless ``root`` is not
+    there."""
     root = UPath(root)
     root.fs.invalidate_cache()  # what other processes have written since
-    return sorted(root.glob("step-*"), key=step_of) if root.exists() else []
+    try:
+        names = list(root.iterdir())
+    except FileNotFoundError:
+        return []
+    return sorted((folder for folder in names if STEP.fullmatch(folder.name)), key=step_of)
 
 
 def step_of(folder: Place) -> int:
@@ -57,33 +132,34 @@ def step_of(folder: Place) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def is_finished(folder: Place) -> bool:
-    """Whether every rank has written its manifest."""
-    return manifest_of(folder) is not None
+def standing_of(folder: Place) -> Standing:
+    """How a checkpoint is, as far as its manifests and its files' sizes tell. Raises whatever the storage
+    raises, unless a file is not there."""
+    try:
+        files = manifest_of(folder)
+        if files is None:
+            return Standing.UNFINISHED
+        sizes = {name: (folder / name).stat().st_size for name in files}
+        same = all(sizes[name] == entry["bytes"] for name, entry in files.items())
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return Standing.DAMAGED  # or its manifest is not one of ours
+    return Standing.WHOLE if same else Standing.DAMAGED
+
+
+def is_checkpoint(folder: Place) -> bool:
+    """Whether a folder holds a manifest."""
+    return folder.is_dir() and any(MANIFEST.fullmatch(file.name) for file in folder.iterdir())
 
 
 def is_complete(folder: Place) -> bool:
     """Whether every file of the manifests is there: with its SHA-256, or on remote storage with its size."""
-    try:
-        files = manifest_of(folder)
-        if files is None:
-            return False
-        if isinstance(folder, Path):
-            return not _damaged(folder, files)
-        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of manifests that are not ours, too
-        return False
-
-
-def newest_step(root: Place) -> int:
-    """The step of the newest checkpoint that is all written, whole or not; 0 if there is none."""
-    return max((step_of(folder) for folder in by_step(root) if is_finished(folder)), default=0)
+    return _reading(folder, lambda: standing_of(folder) is Standing.WHOLE and _unchanged(folder))
 
 
 def manifest_of(folder: Place) -> dict[str, dict[str, Any]] | None:
     """``{"sha256": ..., "bytes": ...}`` of each file, by its path within the checkpoint; None before all is
     written."""
-    parts = [f for f in folder.glob("manifest-*.json") if MANIFEST.fullmatch(f.name)]
+    parts = [f for f in folder.iterdir() if MANIFEST.fullmatch(f.name)]  # glob would pass over errors
     if not parts or len(parts) != int(MANIFEST.fullmatch(parts[0].name)[1]):  # type: ignore[index]
         return None
     return {name: entry for part in parts for name, entry in json.loads(part.read_text()).items()}
@@ -94,9 +170,14 @@ def fetched(folder: Place | None) -> Iterator[Path | None]:
     """A checkpoint in a local folder; one on remote storage is copied there while the block runs.
 
     Raises:
-        DataError: what came over is not what was written.
+        DataError: it is not what was written.
     """
-    if folder is None or isinstance(folder, Path):
+    if folder is None:
+        yield None
+        return
+    if isinstance(folder, Path):
+        if damaged := _damaged(folder, manifest_of(folder) or {}):
+            raise DataError(f"{folder / damaged[0]} is not what its manifest says; remove the checkpoint")
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="d1ray-") as place:
@@ -115,13 +196,9 @@ def load_state(folder: Place) -> dict[str, Any]:
 
 
 def prune(root: Place, newest: int, keep: int, best: int | None = None) -> None:
-    """Removes all checkpoints but the last ``keep`` finished ones up to step ``newest``, and that of step
-    ``best``. Those of later steps go too: they are damaged, or of a future that was rolled back."""
-    folders = by_step(root)
-    kept = [folder for folder in folders if step_of(folder) <= newest and is_finished(folder)][-keep:]
-    for folder in folders:
-        if folder not in kept and step_of(folder) != best:
-            remove(folder)
+    """Removes what is ``superfluous``."""
+    for found in superfluous(survey(root), newest, keep, best):
+        remove(found.folder)
 
 
 def remove(folder: Place) -> None:
@@ -136,6 +213,34 @@ def digest(file: Path) -> dict[str, Any]:
     """SHA-256 and size, as a manifest has them."""
     with open(file, "rb") as stream:
         return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
+
+
+def _found(root: Place) -> list[Found]:
+    return [Found(step_of(folder), folder, standing_of(folder)) for folder in by_step(root)]
+
+
+def _reading(place: Place, look: Callable[[], Seen]) -> Seen:
+    """What ``look`` returns.
+
+    Raises:
+        Unreachable: it cannot read, several times in a row.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            return look()
+        except Exception as error:  # each kind of storage has its own
+            if not left:
+                raise Unreachable(place, error) from error
+            time.sleep(PAUSE_S)
+    raise AssertionError
+
+
+def _unchanged(folder: Place) -> bool:
+    """Whether the files have their SHA-256; of remote storage ``fetched`` looks at that."""
+    try:
+        return not isinstance(folder, Path) or not _damaged(folder, manifest_of(folder) or {})
+    except FileNotFoundError:  # removed meanwhile
+        return False
 
 
 def _damaged(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -25,6 +25,7 @@ from d1ray.models.model import DiffusionLM
 from d1ray.models.save import save_config
 from d1ray.models.sharding import ranks, whole
 from d1ray.models.tokenizer import save_tokenizer
+from d1ray.run.atomic import sync, write_atomically
 from d1ray.run.checkpoint import ADAPTER, MODEL, Place, digest, folder_of, prune, remove
 
 
@@ -142,11 +143,11 @@ class CheckpointWriter:
             written.append(file)
         if self.rank == 0:
             written += self._write_descriptions(folder)
+        for path in (*written, folder / "model"):
+            sync(path)
         manifest = folder / f"manifest-{self.rank + 1:05d}-of-{self.world:05d}.json"
         text = json.dumps({str(file.relative_to(folder)): digest(file) for file in written}, indent=2)
-        temporary = folder / f".{manifest.name}.tmp"
-        temporary.write_text(text)
-        temporary.replace(manifest)
+        write_atomically(manifest, text)
         return [*written, manifest]
 
     def _write_descriptions(self, folder: Path) -> list[Path]:

@@ -7,6 +7,8 @@ run_dir/
   tensorboard/STAGE/    the same numbers as events, tagged STAGE/KEY
   rollouts/  checkpoints/  models/
   dropped.jsonl         groups that were given up, if any, and why
+  rolled-back/          metrics and rollouts of steps that were taken again, if any
+  saved.json            the step of each stage's newest checkpoint
   summary.json  curves.png  report.html
 ```
 
@@ -27,6 +29,7 @@ import yaml
 
 from d1ray.config.errors import DataError, UserError
 from d1ray.config.run import Config
+from d1ray.run.atomic import write_atomically
 
 Row: TypeAlias = Mapping[str, float | int | str]
 CHANGEABLE = ("rl.steps", "run_dir", "checkpoint_path", "about", "cluster", "tracking")
@@ -49,6 +52,8 @@ class RunFolder:
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.models = path / "models"
+        self.rolled_back = path / "rolled-back"
+        self.saved_path = path / "saved.json"
         self.summary_path = path / "summary.json"
         self.curves_path = path / "curves.png"
         _end_with_whole_line(self.metrics_path)
@@ -117,17 +122,40 @@ class RunFolder:
         return read_rows(self.metrics_path)
 
     def truncate_metrics(self, stage: str, after_step: int) -> None:
-        """Forgets what ``stage`` logged after ``after_step``: the steps a resumed run takes again.
+        """Moves aside what ``stage`` logged after ``after_step``: the steps a resumed run takes again.
 
-        ``after_step=-1`` forgets the whole stage. TensorBoard hides the same steps.
+        ``after_step=-1`` moves the whole stage. TensorBoard hides the same steps.
         """
-        kept = [row for row in self.metrics() if row.get("stage") != stage or row["step"] <= after_step]
+        kept: list[dict[str, Any]] = []
+        aside: list[dict[str, Any]] = []
+        for row in self.metrics():
+            later = row.get("stage") == stage and row["step"] > after_step
+            (aside if later else kept).append(row)
+        if aside:
+            self.rolled_back.mkdir(exist_ok=True)
+            with (self.rolled_back / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(_to_json(row) + "\n" for row in aside)
         self._metrics.close()
         write_atomically(self.metrics_path, "".join(_to_json(row) + "\n" for row in kept))
         self._metrics = self.metrics_path.open("a", encoding="utf-8")
         if stage in self._writers:
             self._writers.pop(stage).close()
         self._purge[stage] = after_step + 1
+
+    def set_rollouts_aside(self, after_step: int) -> None:
+        """Moves aside the rollouts of later steps."""
+        for file in self.rollouts.glob("step-*.parquet"):
+            if int(file.stem.removeprefix("step-")) > after_step:
+                self.rolled_back.mkdir(exist_ok=True)
+                file.replace(self.rolled_back / file.name)
+
+    def note_saved(self, stage: str, step: int) -> None:
+        """Remembers that the stage's checkpoint of a step is written."""
+        write_atomically(self.saved_path, _to_json(self._saved() | {stage: step}) + "\n")
+
+    def saved_step(self, stage: str) -> int:
+        """The step of the newest checkpoint that was written, 0 if none was."""
+        return int(self._saved().get(stage, 0))
 
     def write_summary(self, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]) -> None:
         """Writes ``summary.json``: ``{"rows": [...], **extra}``, replaced as a whole."""
@@ -146,6 +174,14 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _saved(self) -> dict[str, Any]:
+        if not self.saved_path.exists():
+            return {}
+        try:
+            return dict(json.loads(self.saved_path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.saved_path} cannot be read: {error}; remove it") from error
 
     def _writer(self, stage: str) -> Any:
         """The stage's event writer. Stages have a folder each: a purge hides steps of the whole folder."""
@@ -177,19 +213,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 raise DataError(f"{path}, line {number}: not a JSON object; remove the line")
             rows.append(row)
     return rows
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces ``path`` by ``text``: a reader, or a crash, sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _end_with_whole_line(path: Path) -> None:

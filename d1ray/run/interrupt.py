@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish: the first signal asks the run to checkpoint and end, the second one insists.
+"""Ctrl-C as a wish: the first one asks the run to checkpoint and end, the second one insists.
 
 What is under way then may still end, as long as patience lasts.
 """
@@ -29,7 +29,8 @@ class Terminated(Interrupted):
 class Interrupt:
     """Context manager that turns SIGINT and SIGTERM into a flag.
 
-    Calling the object tells whether a signal has come. A second signal raises KeyboardInterrupt.
+    Calling the object tells whether a signal has come. A second Ctrl-C raises KeyboardInterrupt. SIGTERM,
+    which a job's manager and its preStop hook may both send, is the same wish however often it comes.
 
     Example:
         >>> with Interrupt() as interrupted:
@@ -39,6 +40,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._signalled: int | None = None
+        self._typed = 0  # Ctrl-C
 
     def __call__(self) -> bool:
         return self._signalled is not None
@@ -56,9 +58,11 @@ class Interrupt:
             raise Terminated(*error.args) from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled is not None:
-            raise KeyboardInterrupt
-        self._signalled = number
+        self._signalled = self._signalled or number
+        if number == signal.SIGINT:
+            self._typed += 1
+            if self._typed > 1:
+                raise KeyboardInterrupt
 
 
 class Patience:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from d1ray.config.cluster import TrackingConfig
 from d1ray.config.errors import ConfigError
 from d1ray.config.run import Config
-from d1ray.run.folder import write_atomically
+from d1ray.run.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 CLOSE_S = 60  # for a server to take the rest of a run

@@ -38,11 +38,9 @@ def first_weights(config: ServeConfig) -> Weights:
 def newest_weights(config: ServeConfig, current: str | None = None) -> Weights | None:
     """The newest checkpoint of the run ``config.model``; None if there is none, or it is ``current``."""
     root = checkpoints_of(config.model)
-    if not any(checkpoint.is_finished(folder) for folder in checkpoint.by_step(root)):
-        return None
-    # Comparing names and manifests is cheap; whether every file is whole is looked at only of a new one.
-    newest = next(f for f in reversed(checkpoint.by_step(root)) if checkpoint.is_finished(f))
-    if version_of(newest) == current:
+    # Comparing names, manifests and sizes is cheap; hashes are looked at only of a new one.
+    candidates = checkpoint.resumable(checkpoint.survey(root))
+    if not candidates or version_of(candidates[0].folder) == current:
         return None
     whole = checkpoint.latest(root)
     if whole is None or version_of(whole) == current:

@@ -1,9 +1,17 @@
-"""How often a lost learner is built again."""
+"""How often a lost learner is built again, and from what."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from actors.failures import LearnerLost
+from d1ray.config.errors import DataError
+from d1ray.config.recipe import load_config
 from d1ray.programs.recovery import RestartLadder
+from d1ray.programs.training import refuse_to_begin_again
+from d1ray.run.folder import RunFolder
 
 LOST = LearnerLost("rank 0 died")
 
@@ -40,3 +48,13 @@ def test_a_learner_that_may_not_be_rebuilt_is_not():
     ladder.begins(0, incarnation=0)
     with pytest.raises(LearnerLost):
         ladder.fell(LOST, newest=9)
+
+
+def test_a_run_whose_checkpoints_are_out_of_reach_is_not_begun_again(tmp_path: Path) -> None:
+    """A volume that is not mounted looks like an empty folder; the run's own folder knows better."""
+    with RunFolder.open(tmp_path / "run", load_config("sudoku-tiny", [])) as run:
+        job: Any = SimpleNamespace(run=run, checkpoints=tmp_path / "mount" / "rl")
+        refuse_to_begin_again(job)  # nothing was ever saved
+        run.note_saved("rl", 12)
+        with pytest.raises(DataError, match=r"step 12, but .*mount/rl holds none .*remove .*saved.json"):
+            refuse_to_begin_again(job)

@@ -1,7 +1,11 @@
 """Checkpoints: what was saved comes back to the bit, and a damaged one is never loaded."""
 
+import errno
+import itertools
 import json
 import logging
+import os
+import pathlib
 import shutil
 
 import pytest
@@ -184,14 +188,121 @@ def test_when_all_are_damaged_there_is_none(tmp_path, save):
     assert checkpoint.latest(tmp_path) is None
 
 
-def test_a_checkpoint_written_after_a_fallback_is_the_one_that_stays(tmp_path, save):
+def test_a_checkpoint_written_after_a_fallback_stays_and_so_does_what_is_newer(tmp_path, save):
     # 8 is damaged, the run goes on from 4 and stops at 6: the damaged future must not push 6 out.
     save(4, keep=2)
     truncate(save(8, keep=2) / "state.json")
     folder = save(6, keep=1)
-    assert folder.is_dir()
     assert checkpoint.latest(tmp_path) == folder
-    assert names(tmp_path) == ["step-00006"]
+    assert names(tmp_path) == ["step-00006", "step-00008"]
+    assert save(8, keep=1) == checkpoint.latest(tmp_path)
+    assert names(tmp_path) == ["step-00008"]
+
+
+@pytest.mark.parametrize(
+    "meddle",
+    [
+        lambda c: (c / ONLY).write_bytes(b""),
+        lambda c: (c / ONLY).write_bytes(b"[1, 2]"),
+        lambda c: (c / "manifest-00002-of-00001.json").write_text("{}"),
+        lambda c: (c.parent / "step-00010.bak").mkdir(),
+        lambda c: (c.parent / "step-99").mkdir(),
+        lambda c: (c.parent / "step-00010").write_text("a file"),
+        lambda c: (c.parent / "step-00010").mkdir(),
+        lambda c: (c.parent / "step-0001o").mkdir(),
+    ],
+)
+def test_whatever_lies_there_is_no_reason_to_stop(tmp_path, save, meddle):
+    """Looking, pruning and going on answer for empty manifests and for names that are not ours."""
+    save(4)
+    meddle(save(8))
+    newest = checkpoint.latest(tmp_path)
+    assert checkpoint.newest_step(tmp_path) == checkpoint.step_of(newest) in (4, 8)
+    assert checkpoint.is_complete(newest) and not checkpoint.is_complete(tmp_path / "step-00010")
+    save(12, keep=1)
+    assert checkpoint.newest_step(tmp_path) == 12
+
+
+STANDINGS = list(checkpoint.Standing)
+
+
+@pytest.mark.parametrize("standings", list(itertools.product(STANDINGS, repeat=4)))
+def test_what_is_kept_is_what_a_run_could_go_on_from_and_nothing_newer_goes(standings):
+    found = [checkpoint.Found(2 * i, UPath(f"step-{2 * i:05d}"), s) for i, s in enumerate(standings, start=1)]
+    whole = [f.step for f in found if f.standing is checkpoint.Standing.WHOLE]
+    assert [f.step for f in checkpoint.resumable(found)] == sorted(whole, reverse=True)
+    for newest, keep, best in itertools.product((2, 4, 6, 8), (1, 2, 3), (None, 2, 4)):
+        gone = {f.step for f in checkpoint.superfluous(found, newest, keep, best)}
+        kept = {f.step for f in found} - gone
+        assert all(step <= newest for step in gone) and best not in gone
+        past = [step for step in whole if step <= newest]
+        assert set(past[-keep:]) <= kept
+        assert kept <= {*past[-keep:], best, *(f.step for f in found if f.step > newest)}
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """``failing(name, error, times)``: so often a method of paths raises an error."""
+    monkeypatch.setattr(checkpoint, "PAUSE_S", 0)
+
+    def fail(name, error, times, only=lambda path: True):
+        whole, left = getattr(pathlib.Path, name), [times]
+
+        def method(self, *arguments, **named):
+            if left[0] and only(self):
+                left[0] -= 1
+                raise error
+            return whole(self, *arguments, **named)
+
+        monkeypatch.setattr(pathlib.Path, name, method)
+
+    return fail
+
+
+ERRORS = [
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    TimeoutError("the storage does not answer"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__ + str(error.errno))
+@pytest.mark.parametrize("name", ["iterdir", "read_text", "stat"])
+def test_what_cannot_be_read_is_an_error_and_not_an_absence(tmp_path, save, failing, name, error):
+    save(4), save(8)
+    before = names(tmp_path)
+    failing(name, error, 1000)
+    for look in (checkpoint.latest, checkpoint.newest_step, checkpoint.survey, checkpoint.best):
+        with pytest.raises(checkpoint.Unreachable, match=f"be read: {type(error).__name__}.*nothing was"):
+            look(tmp_path)
+    with pytest.raises(checkpoint.Unreachable):
+        checkpoint.prune(tmp_path, 8, 1)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("name", ["iterdir", "read_text", "stat"])
+def test_an_error_that_passes_is_waited_out(tmp_path, save, failing, name):
+    save(4)
+    newest = save(8)
+    failing(name, ERRORS[0], 1)
+    assert checkpoint.latest(tmp_path) == newest
+
+
+def test_a_checkpoint_is_checked_again_where_it_is_read(save):
+    folder = save(4)
+    with checkpoint.fetched(folder) as there:
+        assert there == folder
+    flip_a_bit(folder / "model" / "model.safetensors")
+    with pytest.raises(DataError, match="not what its manifest says"), checkpoint.fetched(folder):
+        pass
+
+
+def test_the_best_step_s_checkpoint_may_be_gone(tmp_path, save):
+    save(4), save(8)
+    assert checkpoint.of_step(tmp_path, 4).name == "step-00004"
+    flip_a_bit(tmp_path / "step-00004" / "model" / "model.safetensors")
+    assert checkpoint.of_step(tmp_path, 4).name == checkpoint.of_step(tmp_path, 6).name == "step-00008"
 
 
 @pytest.mark.parametrize("broken", ["save_config", "save_file", "save_tokenizer", "digest"])

@@ -14,7 +14,7 @@ from d1ray.config.model import ArchitectureConfig, ModelConfig
 from d1ray.config.rl import RLConfig
 from d1ray.config.run import Config
 from d1ray.config.sft import MaskedTrainingConfig
-from d1ray.run.folder import RunFolder
+from d1ray.run.folder import RunFolder, read_rows
 from d1ray.tasks.task import Task
 
 
@@ -181,6 +181,33 @@ def test_resuming_keeps_one_object_a_step(tmp_path, monkeypatch):
         assert run.metrics() == [sft, *rl_rows(1, 2, 3, 4)]
     assert [step for step, _ in scalars(run, "rl", "reward")] == [1, 2, 3, 4]
     assert scalars(run, "sft", "loss") == [(90, 1.0)]
+
+
+def test_what_is_rolled_back_is_moved_aside(tmp_path):
+    with RunFolder.open(tmp_path, a_config()) as run:
+        for row in rl_rows(1, 2, 3):
+            run.log(row)
+        for step in (1, 2, 3):
+            (run.rollouts / f"step-{step:05d}.parquet").write_text(str(step))
+        run.truncate_metrics("rl", after_step=1)
+        run.set_rollouts_aside(after_step=1)
+        run.truncate_metrics("rl", after_step=1)
+        assert run.metrics() == rl_rows(1)
+        assert read_rows(tmp_path / "rolled-back" / "metrics.jsonl") == rl_rows(2, 3)
+    assert sorted(file.name for file in run.rollouts.iterdir()) == ["step-00001.parquet"]
+    aside = sorted(file.name for file in (tmp_path / "rolled-back").glob("step-*"))
+    assert aside == ["step-00002.parquet", "step-00003.parquet"]
+
+
+def test_a_run_remembers_the_checkpoints_it_has_written(tmp_path):
+    with RunFolder.open(tmp_path, a_config()) as run:
+        assert run.saved_step("rl") == 0
+        run.note_saved("rl", 4)
+    with RunFolder.open(tmp_path, a_config()) as run:
+        assert run.saved_step("rl") == 4
+        run.saved_path.write_text("")
+        with pytest.raises(DataError, match=r"saved\.json cannot be read"):
+            run.saved_step("rl")
 
 
 def test_truncating_while_writing_goes_on_in_the_new_file(tmp_path):

@@ -8,13 +8,22 @@ from actors.buffer import Call, RolloutBuffer
 from d1ray.run.interrupt import GivenUp, Interrupt, Interrupted, Patience, Terminated
 
 
-def test_a_signal_is_a_flag_and_a_second_one_insists():
+def test_a_signal_is_a_flag_and_a_second_ctrl_c_insists():
     with Interrupt() as interrupted:
         assert not interrupted()
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_being_terminated_is_one_wish_however_often_it_is_said():
+    """StopJob sends SIGTERM, and the preStop hook's `ray job stop` another; a person may add a Ctrl-C."""
+    with pytest.raises(Terminated), Interrupt() as interrupted:
+        for number in [signal.SIGTERM] * 5 + [signal.SIGINT] + [signal.SIGTERM] * 5:
+            signal.raise_signal(number)
+            assert interrupted()
+        raise Interrupted
 
 
 @pytest.mark.parametrize("error", [Interrupted("saved"), GivenUp("not saved")])

@@ -40,7 +40,7 @@ def test_mlflow_has_every_number_over_its_stage_s_steps(config_of, tmp_path, mon
     (run,) = client.search_runs([client.get_experiment_by_name("d1ray").experiment_id])
     assert run.info.run_id == json.loads((tmp_path / "run" / "trackers.json").read_text())["mlflow"]
     assert run.info.run_name == "run" and run.data.params["seed"] == "3"
-    assert run.data.params["rl.optimizer.learning_rate"] == "0.0001"
+    assert run.data.params["rl.optimizer.learning_rate"] == str(config.rl.optimizer.learning_rate)
 
     def history(name):
         return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
