@@ -116,13 +116,13 @@ def folder_of(root: Place, step: int) -> UPath:
 
 
 def by_step(root: Place) -> list[UPath]:
-    """Checkpoint folders by step, whole or not. Raises whatever the storage raises, unless ``root`` is not
-    there."""
+    """Checkpoint folders by step, whole or not. Raises whatever the storage raises, unless ``root`` is no
+    folder."""
     root = UPath(root)
     root.fs.invalidate_cache()  # what other processes have written since
     try:
         names = list(root.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted((folder for folder in names if STEP.fullmatch(folder.name)), key=step_of)
 

@@ -125,6 +125,8 @@ def test_restoring_an_optimiser_keeps_its_settings(save, make_text_model):
 def test_there_is_no_latest_in_an_empty_or_missing_folder(tmp_path):
     assert checkpoint.latest(tmp_path) is None
     assert checkpoint.latest(tmp_path / "nothing") is None
+    (tmp_path / "file").write_text("of a model")
+    assert checkpoint.best(tmp_path / "file" / "checkpoints" / "rl") is None
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path, save):
