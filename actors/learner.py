@@ -112,7 +112,7 @@ class Learner:
         self._move(self.home)
         self.reference = _copy(self.live) if self.config.algorithm.needs_reference else {}
         self.reference_version = self.updates_since_sync = self.failed_in_a_row = 0
-        with checkpoint.fetched(self.resume) as folder:
+        with checkpoint.fetched(self.resume, verify=self.first) as folder:
             if folder is not None:
                 self._resume(folder)
         self.names = bucket_names(self.live)

@@ -41,8 +41,11 @@ def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Sets ``key=value`` overrides in nested ``values``, in place. Raises ``ConfigError``."""
-    for override in overrides:
+    """Sets ``key=value`` overrides in nested ``values``, in place. Raises ``ConfigError``.
+
+    ``rl.algorithm.name=wd1`` chooses another algorithm than the recipe's, whose options go with it.
+    """
+    for override in sorted(overrides, key=lambda o: not o.partition("=")[0].endswith(".name")):
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {override!r} is not of the form key=value")
@@ -103,6 +106,8 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(f"{key}: {name} is a value, not a group of settings")
         values[name] = dict(child or {})  # a copy: YAML anchors make one dict of several groups
         values = values[name]
+    if last == "name" and values.get("name", value) != value:
+        values.clear()
     values[last] = value
 
 

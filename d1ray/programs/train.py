@@ -69,7 +69,8 @@ def reinforce(job: Job, gauges: Gauges | None = None) -> None:
                 raise RunFailed(str(error)) from error
             raise
         except LearnerLost as error:
-            ladder.fell(error, checkpoint.newest_step(job.checkpoints))
+            whole = checkpoint.latest(job.checkpoints)
+            ladder.fell(error, checkpoint.step_of(whole) if whole else 0)
             job.progress.note(f"{error}; the learner starts again from its newest checkpoint")
 
 

@@ -14,7 +14,7 @@ from actors.gauges import Gauges
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools, opened_pools
-from d1ray.config.errors import DataError
+from d1ray.config.errors import DataError, RunFailed
 from d1ray.config.rl import RLConfig
 from d1ray.config.run import Config
 from d1ray.models.tokenizer import load_tokenizer
@@ -293,6 +293,8 @@ class Training:
         self.finish_saving()
         best = self.state.best_step
         saved = checkpoint.of_step(self.job.checkpoints, best) if best else None
+        if best and saved is None:
+            raise RunFailed(f"{self.job.checkpoints} holds no whole checkpoint to make models/rl from")
         if saved and checkpoint.step_of(saved) != best:
             self.job.progress.note(
                 f"the checkpoint of step {best}, which validates best, is damaged or gone; models/rl is that "

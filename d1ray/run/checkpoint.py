@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
 
 from upath import UPath
@@ -57,12 +57,6 @@ class Found:
 class Unreachable(RunFailed):
     """Checkpoints cannot be read just now. That says nothing about whether they are there."""
 
-    def __init__(self, place: Place, error: BaseException):
-        super().__init__(
-            f"the checkpoints in {place} cannot be read: {type(error).__name__}: {error}; nothing was "
-            "changed, and once they can be the same command goes on from the newest"
-        )
-
 
 def resumable(found: Sequence[Found]) -> list[Found]:
     """What a run can go on from, the newest first."""
@@ -70,12 +64,12 @@ def resumable(found: Sequence[Found]) -> list[Found]:
 
 
 def superfluous(found: Sequence[Found], newest: int, keep: int, best: int | None = None) -> list[Found]:
-    """What need not be kept once the checkpoint of step ``newest`` is written: all up to it but the last
+    """What need not be kept once the checkpoint of step ``newest`` is written: all before it but the last
     ``keep`` whole ones and that of step ``best``. Of later steps nothing goes: an error of reading may be why
     the run went on from an earlier one."""
     past = [f for f in found if f.step <= newest]
     kept = [f.step for f in resumable(past)[:keep]]
-    return [f for f in past if f.step not in kept and f.step != best]
+    return [f for f in past if f.step not in (*kept, newest, best)]
 
 
 def survey(root: Place) -> list[Found]:
@@ -105,9 +99,8 @@ def of_step(root: Place, step: int) -> UPath | None:
 
 
 def newest_step(root: Place) -> int:
-    """The step that a run goes on from; 0 if there is no checkpoint."""
-    newest = latest(root)
-    return step_of(newest) if newest else 0
+    """The step of the newest checkpoint that is whole by the sizes of its files; 0 if there is none."""
+    return max((f.step for f in resumable(survey(root))), default=0)
 
 
 def folder_of(root: Place, step: int) -> UPath:
@@ -118,13 +111,11 @@ def folder_of(root: Place, step: int) -> UPath:
 def by_step(root: Place) -> list[UPath]:
     """Checkpoint folders by step, whole or not. Raises whatever the storage raises, unless ``root`` is no
     folder."""
-    root = UPath(root)
-    root.fs.invalidate_cache()  # what other processes have written since
     try:
-        names = list(root.iterdir())
+        there = _listed(UPath(root))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted((folder for folder in names if STEP.fullmatch(folder.name)), key=step_of)
+    return sorted((folder for folder in there if STEP.fullmatch(folder.name)), key=step_of)
 
 
 def step_of(folder: Place) -> int:
@@ -148,7 +139,7 @@ def standing_of(folder: Place) -> Standing:
 
 def is_checkpoint(folder: Place) -> bool:
     """Whether a folder holds a manifest."""
-    return folder.is_dir() and any(MANIFEST.fullmatch(file.name) for file in folder.iterdir())
+    return folder.is_dir() and any(MANIFEST.fullmatch(file.name) for file in _listed(folder))
 
 
 def is_complete(folder: Place) -> bool:
@@ -159,15 +150,18 @@ def is_complete(folder: Place) -> bool:
 def manifest_of(folder: Place) -> dict[str, dict[str, Any]] | None:
     """``{"sha256": ..., "bytes": ...}`` of each file, by its path within the checkpoint; None before all is
     written."""
-    parts = [f for f in folder.iterdir() if MANIFEST.fullmatch(f.name)]  # glob would pass over errors
+    parts = [file for file in _listed(folder) if MANIFEST.fullmatch(file.name)]
     if not parts or len(parts) != int(MANIFEST.fullmatch(parts[0].name)[1]):  # type: ignore[index]
         return None
     return {name: entry for part in parts for name, entry in json.loads(part.read_text()).items()}
 
 
 @contextmanager
-def fetched(folder: Place | None) -> Iterator[Path | None]:
+def fetched(folder: Place | None, verify: bool = True) -> Iterator[Path | None]:
     """A checkpoint in a local folder; one on remote storage is copied there while the block runs.
+
+    Args:
+        verify: False where another rank does: a copy is always verified.
 
     Raises:
         DataError: it is not what was written.
@@ -176,22 +170,20 @@ def fetched(folder: Place | None) -> Iterator[Path | None]:
         yield None
         return
     if isinstance(folder, Path):
-        if damaged := _damaged(folder, manifest_of(folder) or {}):
-            raise DataError(f"{folder / damaged[0]} is not what its manifest says; remove the checkpoint")
+        if verify:
+            _check(folder, folder)
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="d1ray-") as place:
         target = Path(place) / folder.name
-        folder.fs.get(folder.path, str(target), recursive=True)
-        damaged = _damaged(target, manifest_of(target) or {})
-        if damaged:
-            raise DataError(f"{folder / damaged[0]} is not what its manifest says; remove the checkpoint")
+        _reading(folder, lambda: folder.fs.get(folder.path, str(target), recursive=True))
+        _check(target, folder)
         yield target
 
 
 def load_state(folder: Place) -> dict[str, Any]:
     """The JSON state of a complete checkpoint."""
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    state: dict[str, Any] = json.loads(_reading(folder, (folder / "state.json").read_text))
     return state
 
 
@@ -215,6 +207,25 @@ def digest(file: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
+def _listed(folder: Place) -> list[Any]:
+    """What a folder holds. Unlike a glob it passes over no error, and over no cached list."""
+    if isinstance(folder, Path):
+        return list(folder.iterdir())
+    folder.fs.invalidate_cache()  # what other processes have written since
+    return [folder / PurePosixPath(name).name for name in folder.fs.ls(folder.path, detail=False)]
+
+
+def _check(folder: Path, whose: Place) -> None:
+    """Raises ``DataError`` unless all is as the manifests say."""
+    try:
+        files = manifest_of(folder)
+        damaged = ["its manifest"] if files is None else _damaged(folder, files)
+    except (FileNotFoundError, ValueError, AttributeError) as error:
+        raise DataError(f"{whose} is damaged: {error}; remove the checkpoint") from error
+    if damaged:
+        raise DataError(f"{whose}: {damaged[0]} is not what its manifest says; remove the checkpoint")
+
+
 def _found(root: Place) -> list[Found]:
     return [Found(step_of(folder), folder, standing_of(folder)) for folder in by_step(root)]
 
@@ -230,7 +241,10 @@ def _reading(place: Place, look: Callable[[], Seen]) -> Seen:
             return look()
         except Exception as error:  # each kind of storage has its own
             if not left:
-                raise Unreachable(place, error) from error
+                raise Unreachable(
+                    f"the checkpoints in {place} cannot be read: {type(error).__name__}: {error}; nothing "
+                    "was changed, and once they can be the same command goes on from the newest"
+                ) from error
             time.sleep(PAUSE_S)
     raise AssertionError
 

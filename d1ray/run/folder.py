@@ -8,7 +8,7 @@ run_dir/
   rollouts/  checkpoints/  models/
   dropped.jsonl         groups that were given up, if any, and why
   rolled-back/          metrics and rollouts of steps that were taken again, if any
-  saved.json            the step of each stage's newest checkpoint
+  saved.json            the step of RL's newest checkpoint, noted when the next begins or the run ends
   summary.json  curves.png  report.html
 ```
 
@@ -19,6 +19,7 @@ killed start leaves no half-written run behind.
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -32,6 +33,7 @@ from d1ray.config.run import Config
 from d1ray.run.atomic import write_atomically
 
 Row: TypeAlias = Mapping[str, float | int | str]
+ROLLOUTS = re.compile(r"step-(\d+)\.parquet")
 CHANGEABLE = ("rl.steps", "run_dir", "checkpoint_path", "about", "cluster", "tracking")
 
 
@@ -144,10 +146,12 @@ class RunFolder:
 
     def set_rollouts_aside(self, after_step: int) -> None:
         """Moves aside the rollouts of later steps."""
-        for file in self.rollouts.glob("step-*.parquet"):
-            if int(file.stem.removeprefix("step-")) > after_step:
+        for file in sorted(self.rollouts.iterdir()):
+            step = ROLLOUTS.fullmatch(file.name)
+            if step and int(step[1]) > after_step:
                 self.rolled_back.mkdir(exist_ok=True)
-                file.replace(self.rolled_back / file.name)
+                before = len(list(self.rolled_back.glob(f"{file.stem}*")))  # rolled back earlier
+                file.replace(self.rolled_back / f"{file.stem}{f'-{before + 1}' * (before > 0)}.parquet")
 
     def note_saved(self, stage: str, step: int) -> None:
         """Remembers that the stage's checkpoint of a step is written."""

@@ -41,6 +41,15 @@ def test_evaluation_stays_greedy_when_another_sampling_setting_is_given():
     assert config.evaluation.sampling.temperature == 0
 
 
+def test_another_algorithm_s_name_takes_the_recipes_options_along_but_not_ones_own():
+    psi_first = ["rl.algorithm.psi=2", "rl.algorithm.name=wd1"]
+    for overrides in (psi_first, psi_first[::-1]):
+        algorithm = load_config("sudoku-tiny", overrides).rl.algorithm
+        assert (algorithm.name, algorithm.psi) == ("wd1", 2)
+    algorithm = load_config("sudoku-tiny", ["rl.algorithm.name=diffu_grpo"]).rl.algorithm
+    assert algorithm == load_config("sudoku-tiny").rl.algorithm  # its own name changes nothing
+
+
 def test_an_algorithm_is_named_or_given_with_options():
     assert load_config("sudoku-tiny", ["rl.algorithm=diffu_grpo"]).rl.algorithm.beta == 0.04
     algorithm = load_config(

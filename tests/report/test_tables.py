@@ -98,7 +98,7 @@ def test_settings_that_differ_are_listed_with_each_runs_value(make_run: MakeRun)
     found = differences(runs)
     assert found["seed"] == ["0", "3"]
     assert found["rl.algorithm.name"] == ["diffu_grpo", "wd1"]
-    assert found["rl.algorithm.beta"] == ["0.04", "-"]
+    assert found["rl.algorithm.beta"] == ["0.01", "-"]
     assert found["rl.lora.r"] == ["-", "8"] and found["rl.lora"] == ["null", "-"]
     assert "run_dir" not in found and "rl.mu" not in found
 

@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import pathlib
+import pickle
 import shutil
 
+import fsspec
 import pytest
 import torch
 from upath import UPath
@@ -239,7 +241,7 @@ def test_what_is_kept_is_what_a_run_could_go_on_from_and_nothing_newer_goes(stan
         assert all(step <= newest for step in gone) and best not in gone
         past = [step for step in whole if step <= newest]
         assert set(past[-keep:]) <= kept
-        assert kept <= {*past[-keep:], best, *(f.step for f in found if f.step > newest)}
+        assert kept <= {*past[-keep:], best, *(f.step for f in found if f.step >= newest)}
 
 
 @pytest.fixture
@@ -409,6 +411,10 @@ def test_checkpoints_live_on_object_storage_as_well(bucket, make_text_model, tok
         found = checkpoint_tensors.load_tensors(folder, "optimizer")
         assert all(torch.equal(found[name], tensor) for name, tensor in tensors["optimizer"].items())
     assert not folder.exists()
+    another = fsspec.filesystem("s3", skip_instance_cache=True)  # as in another process
+    another.copy(f"{bucket.path}/step-00006", f"{bucket.path}/step-00008", recursive=True)
+    assert checkpoint.of_step(bucket, 8).name == "step-00008"
+    checkpoint.remove(bucket / "step-00008")
     weights = newest / "model" / "model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data[:-8] + bytes(8))
@@ -416,3 +422,18 @@ def test_checkpoints_live_on_object_storage_as_well(bucket, make_text_model, tok
         pass
     weights.write_bytes(data[:-8])
     assert checkpoint.latest(bucket).name == "step-00004"
+
+
+def test_that_checkpoints_cannot_be_read_can_be_said_by_an_actor(tmp_path, failing):
+    failing("iterdir", ERRORS[0], 1000)
+    with pytest.raises(checkpoint.Unreachable) as raised:
+        checkpoint.latest(tmp_path)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+@pytest.mark.parametrize("damage", [lambda c: (c / ONLY).unlink(), lambda c: (c / "state.json").unlink()])
+def test_what_was_removed_meanwhile_is_not_taken_for_whole(save, damage):
+    folder = save(4)
+    damage(folder)
+    with pytest.raises(DataError, match="remove the checkpoint"), checkpoint.fetched(folder):
+        pass

@@ -192,11 +192,15 @@ def test_what_is_rolled_back_is_moved_aside(tmp_path):
         run.truncate_metrics("rl", after_step=1)
         run.set_rollouts_aside(after_step=1)
         run.truncate_metrics("rl", after_step=1)
+        (run.rollouts / "step-00003.parquet").write_text("again")
+        (run.rollouts / "step-00003 copy.parquet").write_text("somebody's")
+        run.set_rollouts_aside(after_step=1)
         assert run.metrics() == rl_rows(1)
         assert read_rows(tmp_path / "rolled-back" / "metrics.jsonl") == rl_rows(2, 3)
-    assert sorted(file.name for file in run.rollouts.iterdir()) == ["step-00001.parquet"]
-    aside = sorted(file.name for file in (tmp_path / "rolled-back").glob("step-*"))
-    assert aside == ["step-00002.parquet", "step-00003.parquet"]
+    left = sorted(file.name for file in run.rollouts.iterdir())
+    assert left == ["step-00001.parquet", "step-00003 copy.parquet"]
+    aside = {file.name: file.read_text() for file in (tmp_path / "rolled-back").glob("step-*")}
+    assert aside == {"step-00002.parquet": "2", "step-00003.parquet": "3", "step-00003-2.parquet": "again"}
 
 
 def test_a_run_remembers_the_checkpoints_it_has_written(tmp_path):
