@@ -1,5 +1,6 @@
 """How often a lost learner is built again, and from what."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import pytest
 
 from actors.failures import LearnerLost
-from d1ray.config.errors import DataError
+from d1ray.config.errors import DataError, RunFailed
 from d1ray.config.recipe import load_config
 from d1ray.programs.recovery import RestartLadder
-from d1ray.programs.training import refuse_to_begin_again
+from d1ray.programs.sft import NEEDLESS, leave_out_helpers
+from d1ray.programs.training import State, Training, refuse_to_begin_again
+from d1ray.run import checkpoint_writer
 from d1ray.run.folder import RunFolder
 
 LOST = LearnerLost("rank 0 died")
@@ -58,3 +61,48 @@ def test_a_run_whose_checkpoints_are_out_of_reach_is_not_begun_again(tmp_path: P
         run.note_saved("rl", 12)
         with pytest.raises(DataError, match=r"step 12, but .*mount/rl holds none .*remove .*saved.json"):
             refuse_to_begin_again(job)
+
+
+def test_the_model_is_that_of_the_best_step_or_it_is_said_of_which(
+    tmp_path: Path, make_text_model: Any, tokenizer: Any
+) -> None:
+    root, notes, written = tmp_path / "checkpoints", [], []
+    for step in (4, 8):
+        checkpoint_writer.save(root, step, make_text_model(step), tokenizer, {}, {}, 3)
+    learner: Any = SimpleNamespace(
+        finish_checkpoint=lambda: None,
+        save_checkpoint=lambda *arguments: None,
+        write_model=lambda saved, folder: written.append(saved.name),
+    )
+    with RunFolder.open(tmp_path / "run", load_config("sudoku-tiny", [])) as run:
+        progress = SimpleNamespace(note=notes.append)
+        job: Any = SimpleNamespace(rl=None, checkpoints=root, run=run, progress=progress)
+        state = State(step=8, saved_step=4, best_step=4)
+        nothing: Any = None
+        training = Training(job, state, learner, nothing, nothing)
+        training.save()
+        assert run.saved_step("rl") == 4  # the one before is written
+        training.finish()
+        assert (written, notes, run.saved_step("rl")) == (["step-00004"], [], 8)
+        (root / "step-00004" / "state.json").write_text("[]")
+        training.finish()
+        assert written[1:] == ["step-00008"]
+        assert notes == [
+            "the checkpoint of step 4, which validates best, is damaged or gone; models/rl is that of step 8"
+        ]
+        shutil.rmtree(root)
+        with pytest.raises(RunFailed, match="holds no whole checkpoint"):
+            training.finish()
+        assert len(written) == 2
+
+
+def test_ray_train_still_has_the_helpers_that_are_left_out() -> None:
+    from ray.train.torch import TorchTrainer
+
+    def callbacks() -> set[str]:
+        return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+
+    trainer = TorchTrainer(lambda: None)
+    usual = callbacks()
+    leave_out_helpers(trainer)
+    assert usual - callbacks() == set(NEEDLESS)
