@@ -251,10 +251,12 @@ def _reading(place: Place, look: Callable[[], Seen]) -> Seen:
 
 def _unchanged(folder: Place) -> bool:
     """Whether the files have their SHA-256; of remote storage ``fetched`` looks at that."""
-    try:
-        return not isinstance(folder, Path) or not _damaged(folder, manifest_of(folder) or {})
-    except FileNotFoundError:  # removed meanwhile
-        return False
+    if isinstance(folder, Path):
+        try:
+            _check(folder, folder)
+        except DataError:
+            return False
+    return True
 
 
 def _damaged(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
