@@ -23,36 +23,44 @@ import signal; os.killpg(0, signal.SIGKILL)
 """
 
 
-def peak_beside(program: str) -> PeakMemory:
-    """The peak of this process and ``program`` while it waits for input."""
-    child = subprocess.Popen(
-        [sys.executable, "-S", "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
+# In a process of its own, which has no children but this one: pytest's may come and go.
+MEASURE = """
+import subprocess, sys
+from d1ray.run.memory import PeakMemory
+child = subprocess.Popen(
+    [sys.executable, "-S", "-c", sys.argv[1]],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+)
+assert child.stdout.readline() == b"ready\\n"
+with PeakMemory(interval_s=60) as peak:
+    pass
+child.communicate(b"\\n")
+print(peak.peak_bytes, peak.peak_processes)
+"""
+
+
+def peak_beside(program: str) -> MemorySample:
+    """The peak of a process that measures itself and ``program``, its child, while that waits for input."""
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, program], capture_output=True, text=True, timeout=60, check=True
     )
-    assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-    with PeakMemory(interval_s=60) as peak:
-        pass
-    child.communicate(b"\n")
-    return peak
+    total_bytes, processes = map(int, measured.stdout.split())
+    return MemorySample(total_bytes, processes)
 
 
 def test_memory_of_a_child_process_is_seen():
-    others = len(psutil.Process().children(recursive=True))  # multiprocessing's resource tracker may stay
     alone = peak_beside("print('ready', flush=True); input()")
     beside = peak_beside(HOLD_100_MB)
-    assert beside.peak_bytes - alone.peak_bytes == pytest.approx(100 * MB, abs=20 * MB)
-    assert beside.peak_processes == alone.peak_processes == others + 2
+    assert beside.total_bytes - alone.total_bytes == pytest.approx(100 * MB, abs=20 * MB)
+    assert beside.processes == alone.processes == 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PSS is Linux's")
 def test_memory_shared_by_several_processes_counts_once():
-    others = len(psutil.Process().children(recursive=True))
     alone = peak_beside("print('ready', flush=True); input()")
     shared = peak_beside(FORK_3_SHARING_100_MB)
-    assert shared.peak_processes == others + 5
-    assert shared.peak_bytes - alone.peak_bytes < 200 * MB  # RSS would say 400 MB
+    assert shared.processes == 5
+    assert shared.total_bytes - alone.total_bytes < 200 * MB  # RSS would say 400 MB
 
 
 def samples_of(monkeypatch, *samples: MemorySample) -> PeakMemory:
