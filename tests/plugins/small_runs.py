@@ -77,9 +77,12 @@ def config_of(small_run: Callable[..., list[str]]) -> Callable[..., Any]:
     return lambda run_dir, *overrides: load_config("sudoku-tiny", small_run(run_dir, *overrides))
 
 
-@pytest.fixture(scope="session")
-def reinforced() -> Callable[..., Any]:
-    """``reinforced(config, interrupt)``: the weights of the newest checkpoint after the run's diffu-GRPO."""
+def trained(config: Any, interrupt: Callable[[], bool] = lambda: False, progress: Any = None) -> Any:
+    """The weights of the newest checkpoint after the run's diffu-GRPO.
+
+    Args:
+        progress: who reports it, a `Progress`.
+    """
     from d1ray.models.tokenizer import load_tokenizer
     from d1ray.programs.evaluate import held_out_prompts
     from d1ray.programs.train import reinforce
@@ -89,22 +92,25 @@ def reinforced() -> Callable[..., Any]:
     from d1ray.run.progress import Progress
     from d1ray.tasks.source import open_data
 
-    def run(config: Any, interrupt: Callable[[], bool] = lambda: False) -> Any:
-        with RunFolder.open(config.run_dir, config) as folder, Progress() as progress:
-            data = open_data(config.task, None, config.seed)
-            validation = held_out_prompts(
-                load_tokenizer(config.model.path),
-                data.examples("validation", config.evaluation.validation_examples),
-                config.data.max_prompt_length,
-            )
-            start = config.model.path
-            with job_of(config, start, data, validation, folder, progress, interrupt) as job:
-                reinforce(job)
-            newest = checkpoint.latest(config.checkpoint_root("rl"))
-            assert newest is not None
-            return dict(checkpoint_tensors.read_model(newest))
+    with RunFolder.open(config.run_dir, config) as folder, progress or Progress() as reports:
+        data = open_data(config.task, None, config.seed)
+        validation = held_out_prompts(
+            load_tokenizer(config.model.path),
+            data.examples("validation", config.evaluation.validation_examples),
+            config.data.max_prompt_length,
+        )
+        start = config.model.path
+        with job_of(config, start, data, validation, folder, reports, interrupt) as job:
+            reinforce(job)
+        newest = checkpoint.latest(config.checkpoint_root("rl"))
+        assert newest is not None
+        return dict(checkpoint_tensors.read_model(newest))
 
-    return run
+
+@pytest.fixture(scope="session")
+def reinforced() -> Callable[..., Any]:
+    """``reinforced(config, interrupt)``: the weights of the newest checkpoint after the run's diffu-GRPO."""
+    return trained
 
 
 @pytest.fixture(scope="session")

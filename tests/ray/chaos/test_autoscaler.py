@@ -2,7 +2,6 @@
 
 import gc
 import json
-import multiprocessing
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,6 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from apart import found_apart
+from small_runs import trained
+
+from actors.placement import check_resources
+from d1ray.config.recipe import load_config
 
 STEPS, WAIT_S = 12, 240
 HEAD = "f" * 51 + "00000"  # how Ray's provider of nodes on this machine calls the head
@@ -59,27 +63,6 @@ def autoscaling(address: str) -> dict[str, Any]:
     }
 
 
-def train(overrides: list[str], run_dir: Path, interrupt: Callable[[], bool] = lambda: False) -> Any:
-    """The weights after the run's diffu-GRPO."""
-    from d1ray.config.recipe import load_config
-    from d1ray.models.tokenizer import load_tokenizer
-    from d1ray.programs.evaluate import held_out_prompts
-    from d1ray.programs.train import reinforce
-    from d1ray.programs.training import job_of
-    from d1ray.run import checkpoint, checkpoint_tensors
-    from d1ray.run.folder import RunFolder
-    from d1ray.run.progress import Progress
-    from d1ray.tasks.source import open_data
-
-    config = load_config("sudoku-tiny", [*overrides, f"run_dir={run_dir}"])
-    with RunFolder.open(run_dir, config) as run, Progress() as progress:
-        data = open_data(config.task, None, config.seed)
-        validation = held_out_prompts(load_tokenizer(config.model.path), data.examples("validation", 8), 100)
-        with job_of(config, config.model.path, data, validation, run, progress, interrupt) as job:
-            reinforce(job)
-    return dict(checkpoint_tensors.read_model(checkpoint.latest(run_dir / "checkpoints" / "rl")))
-
-
 class Workers:
     """An ``interrupt`` that never is one: it notes which generators have been at work, and slows the driver
     down until that are two."""
@@ -105,27 +88,24 @@ def nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def scenarios(overrides: list[str], address: str, folder: Path) -> None:
-    """Runs in a process of its own: a process joins one cluster."""
+def scenarios(overrides: list[str], address: str, folder: Path, found: dict[str, Any]) -> None:
     import ray
 
-    from actors.placement import check_resources
-    from d1ray.config.recipe import load_config
+    def config(run: str, *more: str) -> Any:
+        return load_config("sudoku-tiny", [*overrides, *more, f"run_dir={folder / run}"])
 
-    found: dict[str, Any] = {}
     ray.init(address=address, log_to_driver=False, configure_logging=False)
     try:
-        train([*overrides, "rl.steps=1"], folder / "alone")
+        trained(config("alone", "rl.steps=1"))
         found["nodes without need"] = nodes()
         workers = Workers()
-        found["grown"] = train([*overrides, "cluster.max_generators=2"], folder / "grown", workers)
+        found["grown"] = trained(config("grown", "cluster.max_generators=2"), workers)
         found["nodes grown"], found["generators"] = nodes(), workers.seen
 
         wanted = [f"cluster.address={address}", "cluster.generators=3", f"cluster.placement_s={WAIT_S}"]
-        check_resources(load_config("sudoku-tiny", [*overrides, *wanted]), learner=True)
+        check_resources(config("wanted", *wanted), learner=True)
         found["nodes asked for"] = nodes()
     finally:
-        torch.save(found, folder / "found.pt")
         ray.shutdown()
 
 
@@ -148,17 +128,8 @@ def found(
     head = ["--num-cpus=2", '--resources={"generators": 1}']
     cluster.start(*head, f"--autoscaling-config={folder / 'cluster.json'}")
     overrides = [o for o in small_run(folder / "unused") if not o.startswith(("run_dir=", "cluster."))]
-    process = multiprocessing.get_context("spawn").Process(
-        target=scenarios, args=([*overrides, *SETTINGS], cluster.address, folder)
-    )
-    process.start()
-    process.join(timeout=570)
-    alive = process.is_alive()
-    process.kill()
-    results: dict[str, Any] = {}
-    if (folder / "found.pt").exists():
-        results = torch.load(folder / "found.pt", weights_only=False)
-    assert not alive and process.exitcode == 0, f"ended with {process.exitcode}, having {list(results)}"
+    settings = [*overrides, *SETTINGS]
+    results = found_apart(scenarios, settings, cluster.address, folder=folder, within_s=570)
     status = ["ray", "status", "--address", cluster.address]
     done = subprocess.run(status, env=cluster.environment, capture_output=True, text=True, timeout=60)
     return results | {"status": done.stdout}

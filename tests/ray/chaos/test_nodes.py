@@ -1,8 +1,6 @@
 """Whole nodes die and join: the run goes on on the others, and ends with the same weights."""
 
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -12,7 +10,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from apart import found_apart
+from small_runs import trained
 from warm_workers import warm_workers
+
+from d1ray.config.recipe import load_config
 
 STEPS, SLOW_S = 20, 120
 SETTINGS = [
@@ -64,24 +66,8 @@ def holds(node: Any, title: str) -> bool:
 def train(
     overrides: list[str], run_dir: Path, interrupt: Callable[[], bool] = lambda: False
 ) -> dict[str, torch.Tensor]:
-    from d1ray.config.recipe import load_config
-    from d1ray.models.tokenizer import load_tokenizer
-    from d1ray.programs.evaluate import held_out_prompts
-    from d1ray.programs.train import reinforce
-    from d1ray.programs.training import job_of
-    from d1ray.run import checkpoint, checkpoint_tensors
-    from d1ray.run.folder import RunFolder
-    from d1ray.run.progress import Progress
-    from d1ray.tasks.source import open_data
-
     config = load_config("sudoku-tiny", [*overrides, f"run_dir={run_dir}", *SETTINGS])
-    with RunFolder.open(run_dir, config) as run, Progress() as progress:
-        data = open_data(config.task, None, config.seed)
-        validation = held_out_prompts(load_tokenizer(config.model.path), data.examples("validation", 8), 100)
-        with job_of(config, config.model.path, data, validation, run, progress, interrupt) as job:
-            reinforce(job)
-    newest = checkpoint.latest(run_dir / "checkpoints" / "rl")
-    return dict(checkpoint_tensors.read_model(newest))
+    return dict(trained(config, interrupt))
 
 
 def acts(run_dir: Path, *actions: tuple[int, Callable[[], bool]]) -> Callable[[], bool]:
@@ -101,14 +87,9 @@ def acts(run_dir: Path, *actions: tuple[int, Callable[[], bool]]) -> Callable[[]
     return interrupt
 
 
-def scenarios(overrides: list[str], folder: Path) -> None:
-    """Runs in a process of its own: a process joins one cluster."""
-    found: dict[str, Any] = {}
+def scenarios(overrides: list[str], folder: Path, found: dict[str, Any]) -> None:
     with warm_workers(folder), closing(Nodes()) as nodes:
-        try:
-            scenarios_on(nodes, overrides, folder, found)
-        finally:
-            torch.save(found, folder / "found.pt")
+        scenarios_on(nodes, overrides, folder, found)
 
 
 def scenarios_on(nodes: Nodes, overrides: list[str], folder: Path, found: dict[str, Any]) -> None:
@@ -168,18 +149,9 @@ def found(
 ) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("nodes")
     overrides = [o for o in small_run(folder / "unused") if not o.startswith(("run_dir=", "cluster."))]
-    # Nodes have to be seen dead soon.
-    os.environ.update(RAY_health_check_period_ms="500", RAY_health_check_failure_threshold="4")
-    process = multiprocessing.get_context("spawn").Process(target=scenarios, args=(overrides, folder))
-    process.start()
-    process.join(timeout=420)
-    alive = process.is_alive()
-    process.kill()
-    for name in ("RAY_health_check_period_ms", "RAY_health_check_failure_threshold"):
-        os.environ.pop(name)
-    results: dict[str, Any] = torch.load(folder / "found.pt") if (folder / "found.pt").exists() else {}
-    assert not alive and process.exitcode == 0, f"ended with {process.exitcode}, having {list(results)}"
-    return results | {"folder": folder}
+    seen_dead_soon = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
+    found = found_apart(scenarios, overrides, folder=folder, within_s=420, environment=seen_dead_soon)
+    return found | {"folder": folder}
 
 
 def identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

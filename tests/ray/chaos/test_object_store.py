@@ -2,7 +2,6 @@
 
 import gc
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -18,7 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from apart import found_apart
+from small_runs import trained
 from warm_workers import warm_workers
+
+from actors.buffer import Call
+from d1ray.config.recipe import load_config
+from d1ray.programs import training
+from d1ray.run.interrupt import Patience
+from d1ray.run.progress import Progress
 
 STEPS, DEADLINE_S, WAIT_S = 20, 25, 120
 SETTINGS = [
@@ -148,17 +155,8 @@ def full(ballast: Ballast, room: int, notes: list[str], found: list[list[str]]) 
     return waiting
 
 
-def trained(overrides: list[str], run_dir: Path, notes: list[str], interrupt: Callable[[], bool]) -> Any:
+def noting(overrides: list[str], run_dir: Path, notes: list[str], interrupt: Callable[[], bool]) -> Any:
     """The weights after the run's diffu-GRPO."""
-    from d1ray.config.recipe import load_config
-    from d1ray.models.tokenizer import load_tokenizer
-    from d1ray.programs import train, training
-    from d1ray.programs.evaluate import held_out_prompts
-    from d1ray.run import checkpoint, checkpoint_tensors
-    from d1ray.run.folder import RunFolder
-    from d1ray.run.interrupt import Patience
-    from d1ray.run.progress import Progress
-    from d1ray.tasks.source import open_data
 
     class Noted(Progress):
         def note(self, text: str) -> None:
@@ -168,13 +166,7 @@ def trained(overrides: list[str], run_dir: Path, notes: list[str], interrupt: Ca
 
     # Only where rollouts are waited for is it asked, not where the learner is.
     training.Patience = lambda asked, seconds: Patience(lambda: False, seconds)
-    config = load_config("sudoku-tiny", [*overrides, f"run_dir={run_dir}"])
-    with RunFolder.open(run_dir, config) as run, Noted() as progress:
-        data = open_data(config.task, None, config.seed)
-        validation = held_out_prompts(load_tokenizer(config.model.path), data.examples("validation", 8), 100)
-        with training.job_of(config, config.model.path, data, validation, run, progress, interrupt) as job:
-            train.reinforce(job)
-    return dict(checkpoint_tensors.read_model(checkpoint.latest(run_dir / "checkpoints" / "rl")))
+    return trained(load_config("sudoku-tiny", [*overrides, f"run_dir={run_dir}"]), interrupt, Noted())
 
 
 def command_in_a_full_store(
@@ -204,19 +196,12 @@ def command_in_a_full_store(
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def scenarios(overrides: list[str], folder: Path) -> None:
-    """Runs in a process of its own: a process joins one cluster."""
-    found: dict[str, Any] = {}
+def scenarios(overrides: list[str], folder: Path, found: dict[str, Any]) -> None:
     with warm_workers(folder), closing(Cluster()) as cluster:
-        try:
-            scenarios_on(cluster, overrides, folder, found)
-        finally:
-            torch.save(found, folder / "found.pt")
+        scenarios_on(cluster, overrides, folder, found)
 
 
 def scenarios_on(cluster: Cluster, overrides: list[str], folder: Path, found: dict[str, Any]) -> None:
-    from actors.buffer import Call
-
     edge, run = cluster.add_edge(), folder / "run"
     at_the_middle, at_the_edge = Ballast("middle"), Ballast("edge")
     found["ended"] = command_in_a_full_store(overrides, run, cluster.cluster.address, at_the_middle)
@@ -242,7 +227,7 @@ def scenarios_on(cluster: Cluster, overrides: list[str], folder: Path, found: di
         lambda: full(at_the_edge, FOR_TABLES, notes, noted),
         lose_tables,
     )
-    found["disturbed"] = trained(overrides, run, notes, faults)
+    found["disturbed"] = noting(overrides, run, notes, faults)
     found |= {"noted": noted, "lost": lost, "left": len(faults.left)}
 
 
@@ -252,22 +237,14 @@ def found(
 ) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("store")
     overrides = [o for o in small_run(folder / "unused") if not o.startswith(("run_dir=", "cluster."))]
-    os.environ.update(RAY_health_check_period_ms="500", RAY_health_check_failure_threshold="4")
-    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of ballast that did not fit
-    process = multiprocessing.get_context("spawn").Process(
-        target=scenarios, args=([*overrides, *SETTINGS], folder)
-    )
-    process.start()
-    process.join(timeout=570)
-    alive = process.is_alive()
-    process.kill()
-    for name in ("health_check_period_ms", "health_check_failure_threshold", "IGNORE_UNHANDLED_ERRORS"):
-        os.environ.pop(f"RAY_{name}")
-    results: dict[str, Any] = {}
-    if (folder / "found.pt").exists():
-        results = torch.load(folder / "found.pt", weights_only=False)
-    assert not alive and process.exitcode == 0, f"ended with {process.exitcode}, having {list(results)}"
-    return results | {"run": folder / "run"}
+    environment = {
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "4",
+        "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of ballast that did not fit
+    }
+    settings = [*overrides, *SETTINGS]
+    found = found_apart(scenarios, settings, folder=folder, within_s=570, environment=environment)
+    return found | {"run": folder / "run"}
 
 
 @pytest.mark.timeout(600)
