@@ -8,70 +8,44 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import ray
 
+from actors.call import Call, Status, Try
 from actors.failures import (
-    INFRASTRUCTURE,
     STORE_FULL,
+    Kind,
     LearnerLost,
     NoRoom,
     ObjectsLost,
     RolloutError,
     StoreFull,
-    is_lost,
+    kind_of,
     one_line,
 )
+from actors.overdue import Overdue
 from actors.policy import PolicyRef
 from actors.pool import Pool
+from actors.retry import Answer, answer, no_room_since
 from d1ray.config.errors import UserError
 from d1ray.rl.rollout import Request
 from d1ray.run.interrupt import Interrupted
 
-LOST_TRIES, FAILED_TRIES = 5, 2  # of one call: ended by its actor's death, and by an error of its own
 PAUSE_S = 1.0  # of actors whose node's object store is full
-
-
-@dataclass(eq=False)
-class Call:
-    """One request under way: generate, then score."""
-
-    request: Request
-    policy: PolicyRef | None  # until it is released: whoever names a policy keeps it in the object store
-    lost: int = 0  # tries that ended with their actor
-    done_before: int = 0  # other calls that had ended well when its first try began
-    failed: int = 0  # tries that ended with an error of their own
-    no_room_since: float = 0.0  # when an object store first was too full for it
-    generator: int = -1
-    scorer: int = -1
-    loads: PolicyRef | None = None  # the objects that the try under way takes the policy from
-    since: float = 0.0  # when its present stage began
-    overdue: str = ""  # which actor was killed because it did not end its try
-    generated: ray.ObjectRef | None = None  # what generation says of the try under way
-    scoring: bool = False  # whether generation has ended
-    table: ray.ObjectRef | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)  # empty until the group is scored
-    dropped: str = ""  # why it was given up
-
-    @property
-    def name(self) -> str:
-        return f"group {self.request.prompts[0].group_id}"
-
-    @property
-    def over(self) -> bool:
-        return bool(self.metadata or self.dropped)
+TURN_S = 0.5  # longest wait between two looks at a signal
+LESS_MEMORY = (
+    "; one completion at a time was too much: shorten rl.sampling.gen_length or data.max_prompt_length, "
+    "lower rl.micro_batch_tokens, or give a generator more memory"
+)
 
 
 class RolloutBuffer:
     """(staleness + 1) x prompts_per_step slots; a slot is taken by ``start`` and freed by ``release``.
 
-    Calls wait here until a generator is free. A call whose actor died, or was killed because it did not
-    answer for ``deadline_s``, is issued again with the same group id, so its result is the same. After
-    ``LOST_TRIES`` the error surfaces; or, where others were done meanwhile, the call is dropped: it is what
-    its actors die of. One for which a node's object store has no room is issued again until
-    ``deadline_s`` have passed. One that fails by itself ``FAILED_TRIES`` times is dropped, and says why.
+    Calls wait here until a generator is free. One whose try ended badly, or whose actor was killed because
+    it did not answer for ``deadline_s``, is issued again with the same group id, so its result is the same;
+    ``retry.answer`` says how often, and whether it is then dropped, saying why, or ends the run.
     ``on_scored`` is told of every call as it finishes, in whatever order; ``note`` what a user should know.
     """
 
@@ -94,7 +68,13 @@ class RolloutBuffer:
         self.copied: PolicyRef | None = None  # the newest policy that some node had no room for
         self.done = 0  # calls that ended well
         self.reissued = 0
-        self.killed = 0  # actors that did not answer
+        self.overdue = Overdue(generators, scorers, deadline_s)
+        self._ended: deque[ray.ObjectRef] = deque()  # of the calls running
+
+    @property
+    def killed(self) -> int:
+        """Actors that did not answer."""
+        return self.overdue.killed
 
     def has_slot(self) -> bool:
         return self.taken < self.slots
@@ -123,7 +103,7 @@ class RolloutBuffer:
         if interrupted():  # also when there is nothing to wait for: who is told to go begins nothing more
             raise Interrupted
         while not all(call.over for call in self.started[:count]):
-            self._collect(timeout_s=0.5)
+            self._collect(TURN_S)
             if interrupted():
                 raise Interrupted
             if self.running or self.generators.busy or self.generators.pausing or self.scorers.pausing:
@@ -131,6 +111,8 @@ class RolloutBuffer:
             elif time.monotonic() - idle_since > self.deadline_s:
                 raise RolloutError(self._stuck(count))
         taken, self.started = self.started[:count], self.started[count:]
+        for call in taken:
+            call.becomes(Status.TAKEN)
         return taken
 
     def tend(self) -> None:
@@ -141,6 +123,7 @@ class RolloutBuffer:
         """Frees the slots of consumed groups, and drops the references to their tables and policies."""
         self.taken -= len(calls)
         for call in calls:
+            call.becomes(Status.RELEASED)
             call.table = call.policy = call.loads = None
 
     def standing(self) -> dict[str, float]:
@@ -153,7 +136,7 @@ class RolloutBuffer:
             "groups_running": len(self.running),
             "groups_ready": ready,
             "generators_up": sum(self.generators.up),
-            "generators": len(self.generators.up),
+            "generators": len(self.generators.places),
             "scorers_up": sum(self.scorers.up),
             "actors_killed": self.killed,
         }
@@ -161,6 +144,7 @@ class RolloutBuffer:
     def again(self, calls: list[Call]) -> None:
         """Generates taken groups once more, because their tables were lost; they will be taken first."""
         for call in reversed(calls):
+            call.becomes(Status.WAITING)
             call.metadata, call.table = {}, None
             self.started.insert(0, call)
             self.waiting.appendleft(call)
@@ -172,23 +156,47 @@ class RolloutBuffer:
             # A second call at an actor hides the way to it. It must not wait there while others idle, even at
             # a slow one, so the others need enough to do meanwhile.
             depth = 2 if len(self.waiting) > 2 * sum(self.generators.up) else 1
-            generator, scorer = self.generators.free(depth), self.scorers.free(math.inf)
-            if generator is None or scorer is None:
+            if self.generators.free(depth) is None:
                 return
-            call = self.waiting.popleft()
-            call.generator, call.scorer, call.since = generator, scorer, time.monotonic()
-            assert call.policy is not None
-            call.loads = self._objects_of(call.policy)
-            if not call.lost:
-                call.done_before = self.done
-            try:
-                generated = self.generators.call(generator, "generate", call.request, call.loads)
-                call.generated, call.scoring = generated[1], False
-                call.table, done = self.scorers.call(scorer, "score", *generated)
-            except STORE_FULL:  # of this process's node: large arguments are objects, too
-                self._no_room(call)
+            for call in self.waiting:
+                generator = self.generators.free(depth, call.failed_at(scoring=False))
+                if generator is not None:
+                    break
+            else:
+                return  # whoever is free has failed at all that wait
+            scorer = self.scorers.free(math.inf, call.failed_at(scoring=True))
+            if scorer is None:
                 return
-            self.running[done] = call
+            self.waiting.remove(call)
+            if not self._issue(call, generator, scorer):
+                return
+
+    def _issue(self, call: Call, generator: int, scorer: int) -> bool:
+        """Begins a try; False if the driver's own node has no room for it."""
+        assert call.policy is not None
+        call.becomes(Status.GENERATING)
+        call.generator, call.scorer, call.since = generator, scorer, time.monotonic()
+        call.loads = self._objects_of(call.policy)
+        if not call.tries:
+            call.done_before = self.done
+        try:
+            told = partial(self._generated, call, len(call.tries))
+            generated = self.generators.call(generator, "generate", call.request, call.loads, ended=told)
+            call.generated = generated[1]
+            refs: list[ray.ObjectRef] = []
+            refs += self.scorers.call(scorer, "score", *generated, ended=lambda: self._ended.append(refs[1]))
+        except STORE_FULL as error:  # large arguments are objects, too
+            self._ended_badly(call, error)
+            return False
+        call.table = refs[0]
+        self.running[refs[1]] = call
+        return True
+
+    def _generated(self, call: Call, tried: int) -> None:
+        """Also where that failed: then its scoring ends at once."""
+        if call.status is Status.GENERATING and len(call.tries) == tried:
+            call.becomes(Status.SCORING)
+            call.since = time.monotonic()
 
     def _objects_of(self, policy: PolicyRef) -> PolicyRef:
         copied = self.copied
@@ -198,26 +206,16 @@ class RolloutBuffer:
 
     def _collect(self, timeout_s: float) -> None:
         """Handles calls that have ended or do not end."""
-        if not self.running:  # nobody is up, or calls that are not of this buffer keep them busy
-            self.generators.wait(timeout_s)
-            self._kill_the_overdue()
-            self._dispatch()
-            return
-        generated = [call.generated for call in self.running.values() if not call.scoring]
-        everything = [*self.running, *generated]
-        if ray.wait(everything, num_returns=1, timeout=timeout_s, fetch_local=False)[0]:
-            ended, _ = ray.wait(everything, num_returns=len(everything), timeout=0, fetch_local=False)
-            self._note_generated(set(ended))
-            for ref in ended:
-                if ref in self.running:
-                    self._end(self.running.pop(ref), ref)
-        self._kill_the_overdue()
+        self.generators.watch.turn(timeout_s)
+        if self.scorers.watch is not self.generators.watch:
+            self.scorers.watch.turn()
+        while self._ended:
+            ref = self._ended.popleft()
+            self._end(self.running.pop(ref), ref)
+        self.generators.tend()
+        self.scorers.tend()
+        self.overdue.kill(self.running.values())
         self._dispatch()
-
-    def _note_generated(self, ended: set[ray.ObjectRef]) -> None:
-        for call in self.running.values():
-            if not call.scoring and call.generated in ended:
-                call.scoring, call.since = True, time.monotonic()
 
     def _end(self, call: Call, ref: ray.ObjectRef) -> None:
         policy = call.policy
@@ -227,106 +225,89 @@ class RolloutBuffer:
             if (metadata["incarnation"], metadata["policy_version"]) != (policy.incarnation, policy.version):
                 raise RolloutError(f"{call.name} was generated by another policy than it was asked of")
             self.on_scored(call)
-            call.metadata = metadata  # the call is over only now
-            call.no_room_since, call.generated = 0.0, None
-            self.done += 1
-            if self.copied and policy.version > self.copied.version:
-                self.copied = None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ObjectsLost):
+        except ray.exceptions.RayError as error:
+            behind = getattr(error, "cause", None)
+            if isinstance(behind, ObjectsLost):
                 raise LearnerLost(f"{call.name} at generator {call.generator}: {one_line(error)}") from error
-            elif isinstance(error.cause, NoRoom):
-                if call.loads is self._objects_of(policy):
-                    self.copied = policy.renewed()
-                self._no_room(call)
-            elif isinstance(error.cause, STORE_FULL):
-                self._no_room(call)
-            elif is_lost(error):
-                self._lost(call, error)
-            elif isinstance(error.cause, UserError):
+            if isinstance(behind, UserError):
                 raise
-            else:
-                self._failed(call, error)
-        except STORE_FULL:
-            self._no_room(call)
-        except INFRASTRUCTURE as error:
-            self._lost(call, error)
-
-    def _no_room(self, call: Call) -> None:
-        """The actor whose node is full pauses, and the others get its work."""
-        now, where = time.monotonic(), f"{call.name} at generator {call.generator}, scorer {call.scorer}"
-        if not any(other.no_room_since for other in (call, *self.waiting)):
-            self.note(f"{where}: the object store is full; it is tried again for {self.deadline_s:g} s")
-        call.no_room_since = call.no_room_since or now
-        if now - call.no_room_since > self.deadline_s:
-            raise StoreFull(f"{where} has no room for its rollouts or weights", now - call.no_room_since)
-        if call.generated and _succeeded(call.generated):
-            self.scorers.pause(call.scorer, PAUSE_S)
+            if isinstance(behind, NoRoom) and call.loads is self._objects_of(policy):
+                self.copied = policy.renewed()
+            self._ended_badly(call, error)
         else:
-            self.generators.pause(call.generator, PAUSE_S)
-        self.reissued += 1
-        self.waiting.appendleft(call)
+            call.metadata, call.generated = metadata, None
+            call.becomes(Status.SCORED)
+            self._ended_well(call, policy)
 
-    def _lost(self, call: Call, error: Exception) -> None:
-        """The death of either actor may be behind it: neither gets more until it answers."""
-        self.generators.lost(call.generator)
-        self.scorers.lost(call.scorer)
-        self.reissued += 1
-        call.lost += 1
-        if call.lost >= LOST_TRIES:
-            said = (
-                f"was lost {call.lost} times; last at generator {call.generator}, scorer {call.scorer}: "
-                f"{call.overdue or one_line(error)}"
-            )
-            if self.done == call.done_before:
-                raise RolloutError(f"{call.name} {said}") from error
-            call.dropped = said
-            return
-        call.overdue = ""
-        self.waiting.appendleft(call)
+    def _ended_well(self, call: Call, policy: PolicyRef) -> None:
+        self.done += 1
+        if self.copied and policy.version > self.copied.version:
+            self.copied = None
+        self.generators.places[call.generator].health.went_well()
+        self.scorers.places[call.scorer].health.went_well()
+        for one in call.tries:  # what another could do, these should have done
+            if one.kind is Kind.GROUP and one.scoring and one.scorer != call.scorer:
+                self.scorers.strike(one.scorer, f"{call.name}: {one.said}")
+            elif one.kind is Kind.GROUP and not one.scoring and one.generator != call.generator:
+                self.generators.strike(one.generator, f"{call.name}: {one.said}")
 
-    def _failed(self, call: Call, error: Exception) -> None:
-        call.failed += 1
-        if call.failed < FAILED_TRIES:
-            self.waiting.appendleft(call)
-            return
-        call.dropped = (
-            f"failed {call.failed} times, last at generator {call.generator}, scorer {call.scorer}: "
-            f"{one_line(error)}"
-        )
-
-    def _kill_the_overdue(self) -> None:
-        """Kills actors that work on one call for longer than ``deadline_s``."""
-        self.generators.refresh()
-        self.scorers.refresh()
-        now = time.monotonic()
-        for call in self.running.values():
-            pool, index = (self.scorers, call.scorer) if call.scoring else (self.generators, call.generator)
-            if now - max(call.since, pool.progress[index]) > self.deadline_s:
-                pool.restart(index)
-                self.killed += 1
-                call.overdue = (
-                    f"{'scorer' if call.scoring else 'generator'} {index} did not end it within "
-                    f"{self.deadline_s:g} s (cluster.deadline_s) and was killed"
+    def _ended_badly(self, call: Call, error: Exception) -> None:
+        """Records the try, sees to the actors behind it, and does with the call as ``retry.answer`` says."""
+        kind, said, scoring = kind_of(error), call.overdue or one_line(error), _is_generated(call)
+        pool, index = (self.scorers, call.scorer) if scoring else (self.generators, call.generator)
+        where = f"generator {call.generator}, scorer {call.scorer}"
+        call.tries.append(Try(call.generator, call.scorer, scoring, kind, said, time.monotonic()))
+        call.overdue, call.generated = "", None
+        elsewhere = not call.failed_at(scoring).issuperset(pool.alive)
+        if kind is Kind.NO_ROOM:
+            if call.count(kind) == 1 and not any(other.count(kind) for other in self.waiting):
+                self.note(
+                    f"{call.name} at {where}: the object store is full; it is tried again for "
+                    f"{self.deadline_s:g} s"
                 )
-        for index in self.generators.stalled(self.deadline_s):  # at a call that nobody waits for any more
-            self.generators.restart(index)
-            self.killed += 1
+            pool.pause(index, PAUSE_S)
+        elif kind in (Kind.LOST, Kind.PREEMPTED):  # either may have died: no more until they answer
+            self.generators.lost(call.generator)
+            self.scorers.lost(call.scorer)
+        elif kind in (Kind.DEVICE, Kind.MEMORY):  # a device's errors stay until its process starts again
+            pool.restart(index)
+            pool.strike(index, said)
+        decided = answer(call.tries, self.done > call.done_before, elsewhere, self.deadline_s)
+        if decided is Answer.AGAIN:
+            self.reissued += kind is not Kind.GROUP
+            call.becomes(Status.WAITING)
+            self.waiting.appendleft(call)
+        elif kind is Kind.NO_ROOM:
+            waited_s = time.monotonic() - no_room_since(call.tries)
+            full = f"{call.name} at {where} has no room for its rollouts or weights"
+            raise StoreFull(full, waited_s) from error
+        else:
+            how = "was lost" if kind in (Kind.LOST, Kind.PREEMPTED) else "failed"
+            advice = LESS_MEMORY if kind is Kind.MEMORY else ""
+            why = f"{how} {call.count(kind)} times; last at {where}: {said}{advice}"
+            if decided is Answer.END:
+                raise RolloutError(f"{call.name} {why}") from error
+            call.becomes(Status.DROPPED)
+            call.dropped = why
 
     def _stuck(self, count: int) -> str:
         ready = sum(call.over for call in self.started[:count])
         waiting = ", ".join(call.name for call in list(self.waiting)[:4])
+        failed = self.generators.why or self.scorers.why
         return (
             f"no group is under way since {self.deadline_s:g} s (cluster.deadline_s): {ready} of {count} are "
             f"ready, {len(self.waiting)} wait ({waiting}); {sum(self.generators.up)} of "
-            f"{len(self.generators.actors)} generators and {sum(self.scorers.up)} of "
-            f"{len(self.scorers.actors)} scorers are up"
+            f"{len(self.generators.places)} generators and {sum(self.scorers.up)} of "
+            f"{len(self.scorers.places)} scorers are up{failed and f'; last not to start: {failed}'}"
         )
 
 
-def _succeeded(ref: ray.ObjectRef) -> bool:
+def _is_generated(call: Call) -> bool:
+    """Whether the try under way has got beyond its generator."""
+    if call.status is not Status.SCORING or call.generated is None:
+        return False
     try:
-        ray.get(ref, timeout=0)
+        ray.get(call.generated, timeout=0)
     except ray.exceptions.RayError:
         return False
     return True

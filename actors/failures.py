@@ -1,5 +1,8 @@
-"""Which errors are the infrastructure's and which the data's: they have different budgets."""
+"""What is behind an error, and so who has to answer for it: infrastructure, a device, the data, or us."""
 
+import errno
+import re
+from enum import Enum
 from typing import Any
 
 import ray
@@ -74,9 +77,72 @@ def fetched(refs: Any, timeout_s: float, what: str) -> Any:
         raise NoRoom(f"there is no room for {what}: {one_line(error)}") from error
 
 
-def is_lost(error: ray.exceptions.RayTaskError) -> bool:
-    """Whether a call failed because of what it depended on: a process or an object that was lost."""
-    return isinstance(error.cause, INFRASTRUCTURE)
+class Kind(Enum):
+    """What a call's try may end with. An error of ours (a bug) looks like one of the group, but happens to
+    every group: the run ends when all of a step have failed."""
+
+    PREEMPTED = "its node was taken back"
+    LOST = "its actor died or did not answer"  # infrastructure
+    NO_ROOM = "an object store was full"
+    DEVICE = "its device failed"  # whose process has to start again: CUDA errors are sticky
+    MEMORY = "there was too little memory"
+    GROUP = "it failed by itself"
+
+
+DEVICE = re.compile(
+    r"CUDA error|CUDA driver error|HIP error|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|CUSOLVER_STATUS|"
+    r"device-side assert|uncorrectable ECC|NVML",
+    re.IGNORECASE,
+)
+MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+# What torch.distributed says where another process is gone or late: not the first error, but its echo.
+COLLECTIVE = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting|wait timeout|socket timeout|"
+    r"store->|TCPStore",
+    re.IGNORECASE,
+)
+
+
+def kind_of(error: BaseException) -> Kind:
+    """Which kind an error is that a call has ended with, or the one behind it in the actor's process."""
+    behind = _behind(error)
+    if isinstance(behind, (NoRoom, StoreFull, *STORE_FULL)):
+        return Kind.NO_ROOM
+    if getattr(behind, "preempted", False) is True:
+        return Kind.PREEMPTED
+    if isinstance(behind, MemoryError | ray.exceptions.OutOfMemoryError):
+        return Kind.MEMORY
+    if isinstance(behind, INFRASTRUCTURE):
+        return Kind.LOST
+    names = {one.__name__ for one in type(behind).__mro__}
+    if isinstance(behind, RuntimeError) or "RuntimeError" in names:
+        said = str(behind)
+        if "OutOfMemoryError" in names or MEMORY.search(said):
+            return Kind.MEMORY
+        if "AcceleratorError" in names or DEVICE.search(said):
+            return Kind.DEVICE
+    return Kind.GROUP
+
+
+def is_echo(error: BaseException) -> bool:
+    """Whether an error only says that another process of a collective is gone or late."""
+    behind = _behind(error)
+    distributed = any(one.__name__ == "DistError" for one in type(behind).__mro__)
+    return distributed or (isinstance(behind, RuntimeError) and bool(COLLECTIVE.search(str(behind))))
+
+
+def is_disk(error: BaseException) -> bool:
+    """Whether an error is a file system's: full, read-only, over its quota, not to be written."""
+    full = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+    behind = _behind(error)
+    return isinstance(behind, OSError) and behind.errno in full
+
+
+def _behind(error: BaseException) -> BaseException:
+    """What was raised in the actor's process."""
+    if isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
+        return error.cause
+    return error
 
 
 def one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actors.broadcast import Circle, Member
+from actors.failures import Kind, kind_of
 from actors.policy import PolicyRef, Weights
 from d1ray.config.lora import LoRAConfig
 from d1ray.models.load import load_model
@@ -50,6 +52,7 @@ class Generator:
         self.reference: DiffusionLM | None = None
         self.loaded: dict[str, Key] = {}  # by role; an adapter is that of self.model
         self.fetched = 0  # parcels
+        self.parts = 1  # of a request, for want of memory
         self.member = Member()
 
     def generate(self, request: Request, policy: PolicyRef) -> tuple[pa.Table, dict[str, Any]]:
@@ -57,28 +60,43 @@ class Generator:
 
         Returns:
             The ``schema.GENERATED`` table, and small metadata: seconds spent loading weights, and how
-            many parcels of them were fetched; how far fast decoding was from exact decoding, where that was
-            measured.
+            many parcels of them were fetched; in how many parts it was sampled; how far fast decoding was
+            from exact decoding, where that was measured.
         """
         started = time.perf_counter()
         self._move(self.device)
         before = self.fetched
         self._load_policy(policy.incarnation, policy.policy)
-        reference: AbstractContextManager[DiffusionLM] | None = None
-        if policy.reference is not None and request.likelihoods is not None:
-            reference = self._load_reference(policy.incarnation, policy.reference)
         seconds_load = time.perf_counter() - started
-        table, notes = generate(
-            self.model,
-            reference,
-            self.tokenizer,
-            request,
-            policy.incarnation,
-            policy.version,
-            self.place,
-            seconds_load,
-        )
-        return table, {"seconds_load": seconds_load, "fetched_parcels": self.fetched - before, **notes}
+        table, notes = self._in_parts(request, policy, seconds_load)
+        notes |= {"fetched_parcels": self.fetched - before, "parts": self.parts}
+        return table, {"seconds_load": seconds_load, **notes}
+
+    def _in_parts(
+        self, request: Request, policy: PolicyRef, seconds_load: float
+    ) -> tuple[pa.Table, dict[str, Any]]:
+        """In twice as many parts after each time that the memory was too small, to the single completion."""
+        rows = len(request.prompts) * request.rollouts
+        while True:
+            reference: AbstractContextManager[DiffusionLM] | None = None
+            if policy.reference is not None and request.likelihoods is not None:
+                reference = self._load_reference(policy.incarnation, policy.reference)
+            try:
+                return generate(
+                    self.model,
+                    reference,
+                    self.tokenizer,
+                    replace(request, parts=self.parts),
+                    policy.incarnation,
+                    policy.version,
+                    self.place,
+                    seconds_load,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if kind_of(error) is not Kind.MEMORY or self.parts >= rows:
+                    raise
+                self.parts = min(2 * self.parts, rows)
+            torch.cuda.empty_cache()  # here, where the error no longer holds the frames that used it up
 
     def receive(self, circle: Circle, rank: int, incarnation: int, weights: Weights) -> tuple[None, None]:
         """Receives a whole policy's ``weights`` from a broadcast. Where that fails it raises, and the next

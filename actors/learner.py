@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -47,6 +48,7 @@ class Standing:
     version: int
     reference_version: int
     buckets: int
+    unwritten: str = ""  # why the last step's rollouts could not be written
 
 
 class Learner:
@@ -81,6 +83,7 @@ class Learner:
         self.store: Any = None  # where the ranks and others meet; the first one keeps it
         self.member = Member()
         self.version = 0
+        self.unwritten = ""
         self.writer: CheckpointWriter | None = None  # of the checkpoint under way
 
     def meeting_point(self, visited: bool = False) -> tuple[str, int]:
@@ -128,7 +131,7 @@ class Learner:
             _fill(self.reference, checkpoint_tensors.read(folder, "reference"))
 
     def _standing(self) -> Standing:
-        return Standing(self.version, self.reference_version, len(self.names))
+        return Standing(self.version, self.reference_version, len(self.names), self.unwritten)
 
     def parcel(self, which: str, index: int, circle: Circle | None = None) -> tuple[Parcel | None, str]:
         """A bucket of the "policy" or the "reference", from the first rank; the caller owns it, so it
@@ -149,7 +152,8 @@ class Learner:
     ) -> tuple[dict[str, float], Standing]:
         """Outer step ``step``: mu inner updates on the groups behind ``tables`` (``schema.SCORED``).
 
-        Writes the rollouts with their advantages to ``rollouts``. Returns metrics.
+        Writes the rollouts with their advantages to ``rollouts``, or says in its standing why it cannot.
+        Returns metrics.
 
         Raises:
             ObjectsLost, NoRoom: a table cannot be had; nothing has been learned.
@@ -160,9 +164,7 @@ class Learner:
         algorithm = self.config.algorithm
         advantages = algorithm.advantages(table["reward"].to_numpy().reshape(-1, self.config.group_size))
         if self.first:
-            column = pa.array(advantages.flatten())
-            with replacing(rollouts) as unfinished:
-                pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), unfinished)
+            self._write(table, advantages, rollouts)
         eos = self.model.config.eos_token_id
         batch = batch_of(table, advantages, eos, algorithm.estimator.views_per_update, self.device)
         stale = min(table["policy_version"].to_pylist()) < self.version
@@ -183,6 +185,15 @@ class Learner:
             "seconds_learn": time.perf_counter() - started,
         }
         return metrics, self._standing()
+
+    def _write(self, table: pa.Table, advantages: NDArray[np.float32], rollouts: Path) -> None:
+        """A full disk is told of when the step is done: the other ranks are at it already."""
+        column, self.unwritten = pa.array(advantages.flatten()), ""
+        try:
+            with replacing(rollouts) as unfinished:
+                pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), unfinished)
+        except OSError as error:
+            self.unwritten = f"{rollouts} cannot be written: {error.strerror or error}"
 
     def _move(self, device: torch.device) -> None:
         """Weights and optimiser state; the reference is not needed to learn, so it stays at home."""
@@ -226,7 +237,7 @@ class Learner:
         )
 
     def finish_checkpoint(self) -> None:
-        """Waits until all ranks have written. Raises ``DataError`` if one could not."""
+        """Waits until all ranks have written. Raises ``RunFailed`` if one could not."""
         writer, self.writer = self.writer, None
         if writer is not None:
             writer.finish()

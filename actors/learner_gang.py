@@ -4,17 +4,30 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.broadcast import Broadcasts, Circle
-from actors.failures import ACTOR_LOST, STORE_FULL, LearnerLost, StoreFull
+from actors.failures import (
+    ACTOR_LOST,
+    STORE_FULL,
+    Kind,
+    LearnerLost,
+    NoRoom,
+    ObjectsLost,
+    StoreFull,
+    is_disk,
+    is_echo,
+    kind_of,
+    one_line,
+)
 from actors.learner import Learner, Standing
 from actors.placement import at, label, learner_rank, placed
 from actors.policy import PolicyRef, Weights
 from actors.pool import Pool
+from d1ray.config.errors import RunFailed
 from d1ray.config.run import Config
 from d1ray.run.checkpoint import Place
 
@@ -39,7 +52,9 @@ class LearnerGang:
     Every method calls all ranks and waits for them, at most ``cluster.deadline_s``.
 
     Raises:
-        LearnerLost: a rank died, or did not answer in time; the gang is of no further use.
+        LearnerLost: a rank died, or its device failed, or it did not answer in time; the gang is of no
+            further use.
+        RunFailed: a rank's disk is full, or its memory.
         ResourceError: there is no room for all ranks.
     """
 
@@ -218,17 +233,45 @@ class LearnerGang:
             said = str(error).strip().splitlines()[0]
             raise LearnerLost(f"learner rank {refs.index(ref)} died in {method!r}: {said}") from error
         except ray.exceptions.RayTaskError as error:
+            self._explain(error, ref, refs, method)
+
+    def _explain(
+        self,
+        error: ray.exceptions.RayTaskError,
+        ref: ray.ObjectRef,
+        refs: Sequence[ray.ObjectRef],
+        method: str,
+    ) -> NoReturn:
+        """A rank's own error comes first, whatever the others then say of it: that it has left them."""
+        echo, apart = is_echo(error), isinstance(error.cause, (ObjectsLost, NoRoom, *STORE_FULL))
+        if echo or apart:  # what have the others to say?
             ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=DEATH_NOTICE_S, fetch_local=False)
-            if len(ended) < len(refs) or any(_died(other) for other in ended):
+            errors = {other: _error_of(other) for other in ended}
+            own = {other: said for other, said in errors.items() if said and not is_echo(said)}
+            lost = len(ended) < len(refs) or any(isinstance(said, ACTOR_LOST) for said in errors.values())
+            tasks = {o: said for o, said in own.items() if isinstance(said, ray.exceptions.RayTaskError)}
+            if echo and tasks:
+                [ref, error] = next(iter(tasks.items()))
+            elif echo or lost:
                 raise LearnerLost(f"learner rank {refs.index(ref)} lost another in {method!r}") from error
-            raise
+        rank, kind = f"learner rank {refs.index(ref)}", kind_of(error)
+        if is_disk(error):
+            raise RunFailed(
+                f"{rank} in {method!r}: {one_line(error)}; make room there, the same command goes on"
+            ) from error
+        if kind is Kind.MEMORY:
+            raise RunFailed(
+                f"{rank} ran out of memory in {method!r}: {one_line(error)}; lower rl.micro_batch_tokens, "
+                f"set rl.gradient_checkpointing or rl.offload, or give more ranks (cluster.learners)"
+            ) from error
+        if kind in (Kind.DEVICE, Kind.LOST, Kind.PREEMPTED):
+            raise LearnerLost(f"{rank} in {method!r}: {one_line(error)}") from error
+        raise error
 
 
-def _died(ref: ray.ObjectRef) -> bool:
+def _error_of(ref: ray.ObjectRef) -> Exception | None:
     try:
         ray.get(ref, timeout=1)
-    except ACTOR_LOST:
-        return True
-    except Exception:
-        return False
-    return False
+    except Exception as error:
+        return error
+    return None

@@ -13,6 +13,7 @@ from actors.generator import Generator
 from actors.placement import at, label, shared_places
 from actors.pool import Pool
 from actors.scorer import Scorer
+from actors.watch import Watch
 from d1ray.config.run import Config
 
 
@@ -22,9 +23,16 @@ class Pools:
     Args:
         folder: a model folder; generators take architecture and tokenizer from it.
         places: one for each generator, if it shares its GPU with the learner (``shared_places``).
+        note: is told what a user should know.
     """
 
-    def __init__(self, config: Config, folder: Path, places: PlacementGroup | None = None):
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        places: PlacementGroup | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ):
         c = self.cluster = config.cluster
         self.places = places
         run = label(config)
@@ -51,8 +59,9 @@ class Pools:
             }
             return ray.remote(Scorer).options(**options, **lasting).remote(config.task, config.scoring, place)
 
-        self.generators = Pool(generator, max(c.generators, c.max_generators or 0))
-        self.scorers = Pool(scorer, c.scorers)
+        size, watch = max(c.generators, c.max_generators or 0), Watch()
+        self.generators = Pool(generator, size, watch, "generator", c.min_generators, note)
+        self.scorers = Pool(scorer, c.scorers, watch, "scorer", note=note)
 
     def rest(self) -> None:
         """Has generators that share their GPUs with the learner leave them, until their next calls."""
@@ -66,12 +75,18 @@ class Pools:
 
 @contextmanager
 def opened_pools(
-    config: Config, folder: Path, patience: Callable[[], object] = lambda: None
+    config: Config,
+    folder: Path,
+    patience: Callable[[], object] = lambda: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Pools]:
     """The pools, in places that colocated generators share with the learner, while the block runs.
 
     Raises:
         ResourceError: there is no room for such places (``shared_places``, which calls ``patience``).
     """
-    with shared_places(config.cluster, patience) as places, closing(Pools(config, folder, places)) as pools:
+    with (
+        shared_places(config.cluster, patience) as places,
+        closing(Pools(config, folder, places, note)) as pools,
+    ):
         yield pools

@@ -16,6 +16,10 @@ class ClusterConfig(Strict):
     max_generators: PositiveInt | None = Field(
         None, description="further generators join whenever there is room, up to so many in all"
     )
+    min_generators: PositiveInt = Field(
+        1,
+        description="so many are kept at work; of those beyond, one that fails again and again is put away",
+    )
     scorers: PositiveInt = 1
     generator_cpus: NonNegativeFloat = 1
     generator_gpus: NonNegativeFloat = 0

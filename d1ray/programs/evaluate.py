@@ -7,7 +7,8 @@ from typing import TypeAlias
 import ray
 from transformers import PreTrainedTokenizerBase
 
-from actors.buffer import Call, RolloutBuffer
+from actors.buffer import RolloutBuffer
+from actors.call import Call
 from actors.failures import RolloutError
 from actors.policy import PolicyRef
 from actors.pools import Pools
@@ -24,10 +25,17 @@ Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Verdicts and completion texts in the order of the examples."""
+    """Verdicts and completion texts in the order of the examples, without those that were ``dropped``."""
 
     verdicts: list[Verdict]
     texts: list[str]
+    dropped: list[str]  # which, and why
+
+    def whole(self) -> "Evaluation":
+        """Itself. Raises ``RolloutError`` if examples were dropped: accuracies without them are others."""
+        if self.dropped:
+            raise RolloutError(f"{len(self.dropped)} batches were given up; {self.dropped[0]}")
+        return self
 
 
 def prompt_of(tokenizer: Tokenizer, example: Example, group_id: int, limit: int) -> Prompt:
@@ -76,22 +84,24 @@ def evaluate(
             buffer.start(request, policy)
     verdicts: list[Verdict] = []
     texts: list[str] = []
+    dropped: list[str] = []
     for i, request in enumerate(requests):
         if i in kept:
             m = {name: kept[i][name].to_pylist() for name in ("correct", "partial", "formatted", "text")}
             m["texts"] = m.pop("text")
         else:
-            calls = buffer.take(1, interrupted)
-            if calls[0].dropped:
+            [call] = buffer.take(1, interrupted)
+            buffer.release([call])
+            if call.dropped:
                 asked = f"{request.prompts[0].example.key} to {request.prompts[-1].example.key}"
-                raise RolloutError(f"examples {asked}: {calls[0].dropped}")
-            m = calls[0].metadata
-            buffer.release(calls)
+                dropped.append(f"examples {asked}: {call.dropped}")
+                continue
+            m = call.metadata
         tags = [prompt.example.tags for prompt in request.prompts for _ in range(request.rollouts)]
         verdicts += list(zip(m["correct"], m["partial"], m["formatted"], tags, strict=True))
         texts += m["texts"]
         on_batch(len(verdicts))
-    return Evaluation(verdicts, texts)
+    return Evaluation(verdicts, texts, dropped)
 
 
 def requests_of(prompts: Sequence[Prompt], samples: int, config: Config) -> list[Request]:

@@ -83,7 +83,7 @@ def evaluate_model(
         interrupt = stack.enter_context(Interrupt())
         kept = asked.output or Path(stack.enter_context(TemporaryDirectory(prefix="d1ray-evaluation-")))
         places = stack.enter_context(shared_places(config.cluster))
-        pools = stack.enter_context(closing(Pools(config, folder, places)))
+        pools = stack.enter_context(closing(Pools(config, folder, places, _note)))
         results, cells = [], []
         for length in lengths or [config.evaluation.sampling.gen_length]:
             at_length = with_length(config, length) if lengths else config
@@ -106,7 +106,7 @@ def evaluate_model(
                 interrupt,
                 folder=finished,
                 samples=samples,
-            )
+            ).whole()
             results.append(summary.summarise(folder.name, config.task.name, done.verdicts))
             tables = finished.tables()
             if sum(table.num_rows for table in tables) != len(prompts) * samples:
@@ -166,3 +166,7 @@ def check_lengths(config: Config, lengths: Sequence[int], longest_prompt: int, f
                 f"a prompt of {longest_prompt} tokens and a completion of {length} are more than the context "
                 f"of {folder}, {context}; give a shorter --length"
             )
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -193,7 +193,7 @@ def evaluate_stages(
         with progress.stage(f"evaluate {name}", total=len(tests)) as stage:
             evaluations[name] = evaluate(
                 pools, policy_of_folder(folder), tests, config, interrupt, on_batch=stage.update
-            )
+            ).whole()
     return evaluations
 
 

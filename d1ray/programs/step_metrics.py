@@ -31,6 +31,8 @@ def rollout_metrics(groups: Sequence[Mapping[str, Any]], version: int) -> Metric
     metrics |= {f"seconds_{phase}": sum(g[f"seconds_{phase}"] for g in groups) for phase in PHASES}
     for name in groups[0]["components"]:
         metrics[f"reward/{name}"] = sum(value for g in groups for value in g["components"][name]) / n
+    if (parts := max(g["parts"] for g in groups)) > 1:  # some generator has too little memory
+        metrics["sampling_parts"] = parts
     if gaps:
         metrics["mismatch"] = sum(gaps) / len(gaps)
     return metrics

@@ -75,7 +75,7 @@ def reinforce(job: Job, gauges: Gauges | None = None) -> None:
 
 
 def to_the_end(training: Training) -> None:
-    """The loop, and then the model; a checkpoint where a signal ends it between steps."""
+    """The loop, and then the model; a checkpoint where a signal or a failure ends it between steps."""
     try:
         loop(training)
         training.finish()
@@ -85,3 +85,10 @@ def to_the_end(training: Training) -> None:
         training.save()
         training.finish_saving()
         raise
+    except LearnerLost:
+        raise
+    except RunFailed:
+        training.rescue()
+        raise
+    except OSError as error:  # the step's metrics could not be logged: it has to be done again
+        raise RunFailed(f"{error.filename or training.job.run.path}: {error.strerror or error}") from error

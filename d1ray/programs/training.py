@@ -8,13 +8,14 @@ from pathlib import Path
 
 import ray
 
-from actors.buffer import Call, RolloutBuffer
+from actors.buffer import RolloutBuffer
+from actors.call import Call
 from actors.failures import NoRoom, ObjectsLost, RolloutError, StoreFull, one_line
 from actors.gauges import Gauges
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools, opened_pools
-from d1ray.config.errors import DataError, RunFailed
+from d1ray.config.errors import DataError, RunFailed, UserError
 from d1ray.config.rl import RLConfig
 from d1ray.config.run import Config
 from d1ray.models.tokenizer import load_tokenizer
@@ -91,7 +92,7 @@ def job_of(
         ResourceError: there is no place for actors that share GPUs.
     """
     patience = Patience(interrupt, config.cluster.grace_s / 2)
-    with opened_pools(config, start, patience) as pools:
+    with opened_pools(config, start, patience, progress.note) as pools:
         yield Job(
             config, start, load_tokenizer(start), data, validation, run, progress, interrupt, patience, pools
         )
@@ -160,9 +161,11 @@ class Training:
         self.learner, self.buffer, self.stage = learner, buffer, stage
         self.policy: PolicyRef
         self._next = state.cursor  # the prompt that is generated next
+        self.whole = True  # whether the learner's weights are those of ``state``
 
     def publish(self) -> Metrics:
         """The learner's weights become the policy of what is generated from now on."""
+        self.whole = True
         started_at, started = time.time(), time.perf_counter()
         self.policy = self.learner.publish(self.job.pools.generators)
         return {"started_publish": started_at, "seconds_publish": time.perf_counter() - started}
@@ -211,12 +214,14 @@ class Training:
         began, again = time.monotonic(), False
         while True:
             self.job.pools.rest()
+            self.whole = False
             try:
                 metrics = self.learner.learn([g.table for g in groups], step, rollouts, buffer.tend)
                 break
             except ray.exceptions.RayTaskError as error:
                 if not isinstance(error.cause, ObjectsLost | NoRoom):
                     raise
+                self.whole = True  # no rank has learned anything
                 if not again:
                     buffer.note(f"learning: {one_line(error)}; the rollouts are generated again")
                 if (waited := time.monotonic() - began) > buffer.deadline_s:
@@ -238,9 +243,11 @@ class Training:
         self.buffer.release(taken)
 
     def validate(self) -> Metrics:
-        """The share of held-out examples that the policy solves; the best step so far is remembered.
+        """The share of held-out examples that the policy solves, of those that were not given up; the best
+        step so far is remembered.
 
         Raises:
+            RolloutError: all were given up.
             GivenUp: a signal came, and patience is over.
         """
 
@@ -249,7 +256,13 @@ class Training:
             return self.job.patience()
 
         started_at, started, state = time.time(), time.perf_counter(), self.state
-        verdicts = evaluate(self.job.pools, self.policy, self.job.validation, self.job.config, waits).verdicts
+        job = self.job
+        done = evaluate(job.pools, self.policy, job.validation, job.config, waits)
+        for dropped in done.dropped:
+            job.progress.note(f"validation after step {state.step} goes on without {dropped}")
+        if not done.verdicts:
+            raise RolloutError(f"all of the validation failed; {done.dropped[0]}")
+        verdicts = done.verdicts
         solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
         if solved > state.best_solved:
             state.best_step, state.best_solved = state.step, solved
@@ -261,7 +274,11 @@ class Training:
         }
 
     def log(self, metrics: Metrics) -> None:
-        """Into the run folder, and onto the display."""
+        """Into the run folder, and onto the display.
+
+        Raises:
+            RunFailed: the step's rollouts could not be written.
+        """
         learned = "seconds_step" in metrics  # not only validated
         if learned:
             metrics = metrics | {
@@ -271,6 +288,8 @@ class Training:
         self.job.run.log({"stage": "rl", "step": self.state.step, **metrics})
         if learned:
             self.stage.update(self.state.step, metrics)
+            if unwritten := self.learner.standing.unwritten:
+                raise RunFailed(f"{unwritten}; make room there")
 
     def save(self) -> None:
         """Begins a checkpoint, unless that of this step is written or under way."""
@@ -287,6 +306,16 @@ class Training:
         self.learner.finish_checkpoint()
         if self.state.saved_step > 0:
             self.job.run.note_saved("rl", self.state.saved_step)
+
+    def rescue(self) -> None:
+        """A checkpoint for what cannot go on, if the learner is between steps and can still write one."""
+        if not self.whole:
+            return
+        try:
+            self.save()
+            self.finish_saving()
+        except (RunFailed, UserError, OSError, ray.exceptions.RayError) as error:
+            self._note(f"no checkpoint could be written either: {one_line(error)}")
 
     def finish(self) -> None:
         """Writes the policy that validates best to ``models/rl``."""

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from d1ray.config.errors import DataError
+from d1ray.config.errors import RunFailed
 from d1ray.models.adapter_folder import PREFIX, save_adapter_config
 from d1ray.models.load import INDEX
 from d1ray.models.lora import adapter_tensors, has_lora
@@ -85,7 +85,7 @@ class CheckpointWriter:
         """Waits until all ranks have written, and removes the checkpoints that are no longer kept.
 
         Raises:
-            DataError: a rank could not write; those before are left as they are.
+            RunFailed: a rank could not write; those before are left as they are.
         """
         self.thread.join()
         errors = [self.error]
@@ -94,7 +94,7 @@ class CheckpointWriter:
             dist.all_gather_object(errors, self.error)
         if any(errors):
             said = next(filter(None, errors))
-            raise DataError(f"the checkpoint {self.folder} cannot be written: {said}; make room there")
+            raise RunFailed(f"the checkpoint {self.folder} cannot be written: {said}; make room there")
         if self.rank == 0:
             prune(self.root, self.step, self.keep, self.best)
         return self.folder

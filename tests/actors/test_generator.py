@@ -1,5 +1,7 @@
 """Generator: whatever it held before, a call computes with the weights that its PolicyRef names."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from d1ray.config.lora import LoRAConfig
 from d1ray.config.rl import RLConfig
 from d1ray.config.rng import generator
 from d1ray.config.sampling import SamplerConfig
+from d1ray.diffusion.sampler import sample
 from d1ray.models.lora import adapter_tensors, add_lora
 from d1ray.models.save import save_model
 from d1ray.models.weights import pack
@@ -212,3 +215,41 @@ def test_parcels_of_other_weights_than_those_asked_for_are_refused(
     policy = PolicyRef(0, Weights(3, (Parcel(*sent, pack(tensors, list(tensors))),)), Weights(0))
     with pytest.raises(RuntimeError, match=r"asked for weights 0\.3, got"):
         Generator(folder, 1, 10).generate(request_of_two, policy)
+
+
+def test_too_little_memory_is_answered_by_smaller_parts_and_the_same_rollouts(
+    monkeypatch, folder, request_of_two
+):
+    """Three prompts of two completions, in a memory that holds two completions at a time."""
+    three = replace(
+        request_of_two, prompts=tuple(replace(request_of_two.prompts[0], group_id=i) for i in range(3))
+    )
+    policy = replace(policy_of_folder(folder), reference=Weights(0, folder=folder))
+    expected, _ = Generator(folder, 1, 10).generate(three, policy)
+    sizes = []
+
+    def small(model, prompts, config, seeds):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return sample(model, prompts, config, seeds)
+
+    monkeypatch.setattr("d1ray.rl.rollout.sample", small)
+    small_one = Generator(folder, 1, 10)
+    for _ in range(2):
+        table, notes = small_one.generate(three, policy)
+        for name in ("completion_ids", "step_map", "sampler_logps", "old_logps", "text"):
+            assert table[name].equals(expected[name]), name
+        assert notes["parts"] == 4
+    assert sizes == [6, 3, 2, 2, 2, 2, 2, 2]  # the second time it knows
+
+
+def test_a_single_completion_that_has_no_memory_is_an_error(monkeypatch, folder, request_of_two):
+    def none(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("d1ray.rl.rollout.sample", none)
+    worker = Generator(folder, 1, 10)
+    with pytest.raises(torch.OutOfMemoryError):
+        worker.generate(request_of_two, policy_of_folder(folder))
+    assert worker.parts == 2

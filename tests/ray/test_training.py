@@ -20,10 +20,11 @@ import torch
 from safetensors.torch import load_file
 
 from actors.buffer import RolloutBuffer
-from actors.failures import RolloutError
+from actors.failures import Kind, RolloutError
 from actors.generator import Generator
 from actors.policy import policy_of_folder
 from actors.pools import Pools
+from actors.retry import BUDGETS
 from d1ray.config.recipe import load_config
 from d1ray.config.run import Config
 from d1ray.diffusion.masked_loss import MaskedDiffusionLoss
@@ -336,7 +337,7 @@ def test_an_actor_that_hangs_is_killed_after_the_deadline_and_its_group_done_aga
         buffer = RolloutBuffer(pools.generators, pools.scorers, slots=1, deadline_s=20)
         buffer.start(Request(tuple(prompts), 1, config.evaluation.sampling, 0), policy_of_folder(start))
         (call,) = buffer.take(1)
-        assert (buffer.killed, buffer.reissued, call.lost) == (1, 1, 1)
+        assert (buffer.killed, buffer.reissued, call.count(Kind.LOST)) == (1, 1, 1)
         assert call.metadata["texts"] == expected.texts
 
 
@@ -373,7 +374,7 @@ def test_a_slow_generator_gets_less_work_and_holds_up_nobody(
 def test_a_group_of_which_generators_die_is_dropped_once_others_are_done(
     ray_cluster: None, config_of: ConfigOf, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.buffer.LOST_TRIES", 2)
+    monkeypatch.setitem(BUDGETS, Kind.LOST, 2)
     config = config_of(tmp_path / "run", "cluster.generators=2")
     examples = open_data(config.task, None, 0).examples("validation", 3)
     prompts = held_out_prompts(load_tokenizer(start), examples, config.data.max_prompt_length)
@@ -398,7 +399,7 @@ def test_a_group_of_which_generators_die_is_dropped_once_others_are_done(
         tend_until(lambda: all(call.over for call in others))
         second.suspend()
         ray.kill(generators[0], no_restart=False)
-        tend_until(lambda: deadly.lost == 1 and deadly in buffer.running.values())
+        tend_until(lambda: deadly.count(Kind.LOST) == 1 and deadly in buffer.running.values())
         ray.kill(generators[deadly.generator], no_restart=False)
         tend_until(lambda: deadly.over)
         taken = buffer.take(3)
@@ -453,7 +454,7 @@ def test_a_generator_that_always_hangs_ends_the_wait_with_its_group_and_state(
     title: str,
     said: str,
 ) -> None:
-    monkeypatch.setattr("actors.buffer.LOST_TRIES", 1)
+    monkeypatch.setitem(BUDGETS, Kind.LOST, 1)
     config, over = config_of(tmp_path / "run", "cluster.generators=1"), threading.Event()
     examples = open_data(config.task, None, 0).examples("validation", 2)
     prompts = held_out_prompts(load_tokenizer(start), examples, config.data.max_prompt_length)

@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from actors.buffer import Call, RolloutBuffer
+from actors.buffer import RolloutBuffer
+from actors.call import Call, Status
 from d1ray.run.interrupt import GivenUp, Interrupt, Interrupted, Patience, Terminated
 
 
@@ -53,7 +54,7 @@ def test_patience_lasts_so_many_seconds_from_when_the_signal_is_noticed():
 
 def test_a_buffer_whose_groups_are_all_there_gives_out_none_after_a_signal():
     buffer = RolloutBuffer(None, None, slots=1, deadline_s=1)
-    buffer.started = [Call(None, None, metadata={"tokens": 1})]
+    buffer.started = [Call(None, None, Status.SCORED)]
     with pytest.raises(Interrupted):
         buffer.take(1, lambda: True)
     assert len(buffer.take(1, lambda: False)) == 1

@@ -21,7 +21,7 @@ from apart import found_apart
 from small_runs import trained
 from warm_workers import warm_workers
 
-from actors.buffer import Call
+from actors.call import Call
 from d1ray.config.recipe import load_config
 from d1ray.programs import training
 from d1ray.run.interrupt import Patience
