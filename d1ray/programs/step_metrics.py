@@ -27,12 +27,11 @@ def rollout_metrics(groups: Sequence[Mapping[str, Any]], version: int) -> Metric
         "score_crashes": sum(g["crashes"] for g in groups),
         "resampled": sum(g["resampled"] for g in groups),
         "fetched_parcels": sum(g["fetched_parcels"] for g in groups),
+        "sampling_parts": max(g["parts"] for g in groups),
     }
     metrics |= {f"seconds_{phase}": sum(g[f"seconds_{phase}"] for g in groups) for phase in PHASES}
     for name in groups[0]["components"]:
         metrics[f"reward/{name}"] = sum(value for g in groups for value in g["components"][name]) / n
-    if (parts := max(g["parts"] for g in groups)) > 1:  # some generator has too little memory
-        metrics["sampling_parts"] = parts
     if gaps:
         metrics["mismatch"] = sum(gaps) / len(gaps)
     return metrics

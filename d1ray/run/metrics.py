@@ -56,6 +56,7 @@ METRICS = (
     Metric("dropped_groups", "", "groups that were given up after failing by themselves"),
     Metric("reissued_calls", "", "calls made again because an actor died, since the learner was built"),
     Metric("fetched_parcels", "", "buckets of weights that generators took from the object store"),
+    Metric("sampling_parts", "", "most parts that a generator sampled a group in, for want of memory"),
     Metric("broadcast_failures", "", "broadcasts of weights that failed, since the learner was built"),
     Metric("seconds_load", "s", "of generators, loading weights; actor-seconds, as all up to score"),
     Metric("seconds_generate", "s", "of generators, sampling"),

@@ -17,6 +17,7 @@ def group(**changes):
         "forwards": 10,
         "policy_version": 3,
         "mismatch": None,
+        "parts": 1,
         **counts,
         **seconds,
         **changes,
@@ -34,7 +35,7 @@ def test_shares_are_of_all_completions_and_counts_and_seconds_are_sums():
     assert (metrics["score_timeouts"], metrics["score_crashes"], metrics["seconds_load"]) == (2, 2, 4.0)
     assert metrics["reward/cells"] == 3 / 4
     assert metrics["reward/length"] == pytest.approx(0.05)
-    assert "mismatch" not in metrics
+    assert "mismatch" not in metrics and metrics["sampling_parts"] == 1
 
 
 def test_the_mismatch_is_the_mean_of_the_groups_that_were_measured():
