@@ -14,7 +14,7 @@ import pytest
 import torch
 from upath import UPath
 
-from d1ray.config.errors import DataError
+from d1ray.config.errors import DataError, RunFailed
 from d1ray.config.lora import LoRAConfig
 from d1ray.config.optimizer import OptimizerConfig
 from d1ray.models.adapter_folder import base_of
@@ -318,7 +318,7 @@ def test_a_full_disk_while_saving_leaves_the_checkpoint_before(tmp_path, save, m
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_writer, broken, full_disk)
-        with pytest.raises(DataError, match=r"step-00008 cannot be written: .*no space left"):
+        with pytest.raises(RunFailed, match=r"step-00008 cannot be written: .*no space left"):
             save(8, keep=1, tensors={"optimizer": {"x": torch.ones(1)}})
     assert checkpoint.latest(tmp_path) == before
     after = save(8, keep=1)
