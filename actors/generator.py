@@ -67,6 +67,7 @@ class Generator:
         self._move(self.device)
         before = self.fetched
         self._load_policy(policy.incarnation, policy.policy)
+        self._reference_for(request, policy)
         seconds_load = time.perf_counter() - started
         table, notes = self._in_parts(request, policy, seconds_load)
         notes |= {"fetched_parcels": self.fetched - before, "parts": self.parts}
@@ -78,13 +79,10 @@ class Generator:
         """In twice as many parts after each time that the memory was too small, to the single completion."""
         rows = len(request.prompts) * request.rollouts
         while True:
-            reference: AbstractContextManager[DiffusionLM] | None = None
-            if policy.reference is not None and request.likelihoods is not None:
-                reference = self._load_reference(policy.incarnation, policy.reference)
             try:
                 return generate(
                     self.model,
-                    reference,
+                    self._reference_for(request, policy),
                     self.tokenizer,
                     replace(request, parts=self.parts),
                     policy.incarnation,
@@ -140,6 +138,14 @@ class Generator:
             self.overwritten = True
             self._fetch(weights, incarnation, live_tensors(self.model))
         self.loaded[POLICY] = _key(incarnation, weights)
+
+    def _reference_for(
+        self, request: Request, policy: PolicyRef
+    ) -> AbstractContextManager[DiffusionLM] | None:
+        """Gives the reference for the time of a block; it is loaded now. None if nobody asks for it."""
+        if policy.reference is None or request.likelihoods is None:
+            return None
+        return self._load_reference(policy.incarnation, policy.reference)
 
     def _load_reference(self, incarnation: int, weights: Weights) -> AbstractContextManager[DiffusionLM]:
         """Another adapter beside the policy's, or another model."""
