@@ -12,9 +12,10 @@ from typing import Any
 
 import ray
 from torch import Tensor
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from actors.failures import ACTOR_LOST
+from actors.meeting_store import listen_for
 from actors.policy import Weights
 from actors.pool import Pool
 from d1ray.config.cluster import ClusterConfig
@@ -28,7 +29,7 @@ class Circle:
 
     Attributes:
         name: unlike that of any other.
-        meeting: host and port of the sender's store.
+        store: where they meet.
         size: how many there are.
         fresh: it has yet to meet.
         nccl: each has a GPU of its own; else the tensors travel by way of the CPU.
@@ -36,7 +37,7 @@ class Circle:
     """
 
     name: str
-    meeting: tuple[str, int]
+    store: Store
     size: int
     fresh: bool
     nccl: bool
@@ -53,14 +54,15 @@ class Member:
     def __init__(self) -> None:
         self.circle = ""
         self.group: Any = None
+        self.store: Store | None = None  # of the group, which keeps no hold of it in Python
         self.failed: dict[str, str] = {}  # what ended a membership, by the circle's name
 
-    def send(self, circle: Circle, store: Store, tensor: Tensor) -> None:
+    def send(self, circle: Circle, tensor: Tensor) -> None:
         """Sends a tensor; does nothing once something has failed in this circle."""
         if circle.name in self.failed:
             return
         try:
-            self._join(circle, 0, store)
+            self._join(circle, 0)
             self._broadcast(circle, tensor.to(circle.device))
         except Exception as error:
             self._leave(circle, error)
@@ -68,9 +70,7 @@ class Member:
     def receive(self, circle: Circle, rank: int, tensors: Sequence[Tensor]) -> None:
         """Receives ``tensors``, in the order in which they are sent."""
         try:
-            if circle.name != self.circle:
-                wait = timedelta(seconds=circle.timeout_s)
-                self._join(circle, rank, TCPStore(*circle.meeting, is_master=False, timeout=wait))
+            self._join(circle, rank)
             for tensor in tensors:
                 arriving = tensor.to(circle.device)  # itself, where that is its device
                 self._broadcast(circle, arriving)
@@ -79,7 +79,7 @@ class Member:
             self._leave(circle, error)
             raise
 
-    def _join(self, circle: Circle, rank: int, store: Store) -> None:
+    def _join(self, circle: Circle, rank: int) -> None:
         if circle.name == self.circle:
             return
         self.circle, self.group = "", None
@@ -88,11 +88,13 @@ class Member:
                 f"this process did not meet circle {circle.name}: it is another than before"
             )
         wait = timedelta(seconds=circle.timeout_s)
-        store = PrefixStore(f"broadcast/{circle.name}", store)
-        store.set(f"member/{rank}", "here")  # NCCL itself would wait for a missing one without end
-        store.wait([f"member/{other}" for other in range(circle.size)], wait)
+        store = PrefixStore(f"broadcast/{circle.name}", circle.store)
+        members = [f"member/{other}" for other in range(circle.size)]
+        store.set(members[rank], ray.util.get_node_ip_address())
+        store.wait(members, wait)  # NCCL itself would wait for a missing one without end
+        listen_for([store.get(member).decode() for member in members])
         self.group = _process_group(store, rank, circle, wait)
-        self.circle = circle.name
+        self.circle, self.store = circle.name, circle.store
 
     def _broadcast(self, circle: Circle, tensor: Tensor) -> None:
         """In place, at the receivers."""
@@ -124,11 +126,11 @@ class Broadcasts:
 
     Args:
         incarnation: of the learner.
-        meeting: host and port of its first rank's store.
+        store: where its ranks and the generators meet; None without broadcasts.
     """
 
-    def __init__(self, c: ClusterConfig, incarnation: int, meeting: tuple[str, int]):
-        self.asked, self.incarnation, self.meeting = c.broadcast, incarnation, meeting
+    def __init__(self, c: ClusterConfig, incarnation: int, store: Store | None):
+        self.asked, self.incarnation, self.store = c.broadcast, incarnation, store
         self.nccl = not c.colocated and min(c.generator_gpus, c.learner_gpus) >= 1
         self.timeout_s = min(LONGEST_WAIT_S, c.deadline_s / 5)  # a rank's call may take several waits
         self.members: list[tuple[int, int]] = []
@@ -138,7 +140,7 @@ class Broadcasts:
 
     def start(self, generators: Pool | None, weights: Weights) -> Circle | None:
         """Has all generators that are up and idle receive ``weights``; None if there are none."""
-        if not self.asked or generators is None:
+        if not self.asked or self.store is None or generators is None:
             return None
         self.generators = generators
         members = [(index, generators.starts[index]) for index in generators.idle()]
@@ -147,7 +149,7 @@ class Broadcasts:
         if not members:
             return None
         name = f"{self.incarnation}.{self.circles}"
-        circle = Circle(name, self.meeting, len(members) + 1, fresh, self.nccl, self.timeout_s)
+        circle = Circle(name, self.store, len(members) + 1, fresh, self.nccl, self.timeout_s)
         for rank, (index, _) in enumerate(members, start=1):
             ref = generators.call(index, "receive", circle, rank, self.incarnation, weights)[1]
             self.receiving[ref] = index

@@ -128,6 +128,8 @@ def is_echo(error: BaseException) -> bool:
     """Whether an error only says that another process of a collective is gone or late."""
     behind = _behind(error)
     distributed = any(one.__name__ == "DistError" for one in type(behind).__mro__)
+    if isinstance(behind, ConnectionError | TimeoutError):  # of the ranks' meeting
+        return True
     return distributed or (isinstance(behind, RuntimeError) and bool(COLLECTIVE.search(str(behind))))
 
 

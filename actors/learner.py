@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from actors.broadcast import Circle, Member
 from actors.failures import fetched
+from actors.meeting_store import join, new_store
 from actors.policy import Parcel
 from d1ray.config.errors import DataError, RunFailed
 from d1ray.config.run import Config
@@ -80,27 +80,24 @@ class Learner:
         self.home = torch.device(kept)  # of weights and optimiser state while it does not learn
         self.first = rank == 0
         self.grouped = self.world > 1 or self.config.offload  # FSDP keeps even one rank's weights on the CPU
-        self.store: Any = None  # where the ranks and others meet; the first one keeps it
+        self.store: Store | None = None  # where the ranks and others meet; it ends with the first one
         self.member = Member()
         self.version = 0
         self.unwritten = ""
         self.writer: CheckpointWriter | None = None  # of the checkpoint under way
 
-    def meeting_point(self, visited: bool = False) -> tuple[str, int]:
-        """Where the other ranks find this one, and others if it is ``visited``."""
-        host = ray.util.get_node_ip_address()
-        wait = timedelta(seconds=self.deadline_s)
-        if self.grouped or visited:
-            self.store = TCPStore(host, 0, self.world, True, timeout=wait, wait_for_workers=False)
-        return host, self.store.port if self.store else 0
+    def meeting_point(self, visited: bool = False) -> Store | None:
+        """Where the other ranks find this one, and others if it is ``visited``; None if nobody does."""
+        if self.world > 1 or visited:
+            self.store = new_store(self.deadline_s)
+        return self.store
 
-    def build(self, meeting: tuple[str, int]) -> Standing:
+    def build(self, meeting: Store | None) -> Standing:
         """Joins the other ranks; loads the model, and what the checkpoint holds."""
         if self.grouped:
-            wait = timedelta(seconds=self.deadline_s)
-            store = self.store or TCPStore(*meeting, self.world, False, timeout=wait)
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=wait)
+            wait = timedelta(seconds=self.deadline_s)
+            join(backend, meeting or HashStore(), self.rank, self.world, wait)
         self.tokenizer = load_tokenizer(self.start)
         frozen = torch.bfloat16 if self.bf16 and self.config.lora else torch.float32
         self.model = load_model(self.start, frozen, self.home)
@@ -142,7 +139,7 @@ class Learner:
         tensors = self.live if which == "policy" else self.reference
         version = self.version if which == "policy" else self.reference_version
         cast = torch.bfloat16 if self.bf16 and not self.config.lora else None  # as the generators hold them
-        send = partial(self.member.send, circle, self.store) if circle else None
+        send = partial(self.member.send, circle) if circle else None
         bucket = pack(tensors, self.names[index], self.first, cast, send)
         wrong = self.member.failed.get(circle.name, "") if circle else ""
         return Parcel(self.incarnation, version, bucket) if self.first else None, wrong

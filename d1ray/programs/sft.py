@@ -54,7 +54,9 @@ def train_phases(
         Interrupted: a signal came; a checkpoint was written and the same call continues from it.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from actors.sft_group import MeetingTorchConfig
 
     c = config.cluster
     root = config.checkpoint_root("sft")
@@ -78,7 +80,7 @@ def train_phases(
             "checkpoints": root,
             "bulletin": bulletin,
         },
-        torch_config=TorchConfig(
+        torch_config=MeetingTorchConfig(
             backend="cpu:gloo,cuda:nccl" if c.sft_worker_gpus else "gloo", timeout_s=int(c.deadline_s)
         ),
         scaling_config=ScalingConfig(

@@ -133,7 +133,7 @@ def training_of(job: Job, ladder: RestartLadder, gauges: Gauges | None) -> Itera
     )
 
     def standing() -> dict[str, float]:
-        return {**buffer.standing(), "learner_restarts": ladder.rebuilds}
+        return {**buffer.standing(), "learner_restarts": ladder.rebuilds, "steps": rl.steps}
 
     with (
         gauges.watching(standing) if gauges else nullcontext(),

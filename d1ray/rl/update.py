@@ -19,6 +19,7 @@ from torch import Tensor
 from d1ray.config.rl import RLConfig
 from d1ray.diffusion.estimators.estimator import GroupView
 from d1ray.diffusion.likelihood import ViewLogps, split_rows
+from d1ray.models.exchange import told_by_all
 from d1ray.models.model import DiffusionLM
 from d1ray.models.sharding import is_sharded, ranks
 from d1ray.rl.algorithm import Algorithm, Terms, Totals
@@ -108,8 +109,7 @@ def _summed(metrics: Mapping[str, float], world: int) -> dict[str, float]:
     """Sums over the ranks, in their order."""
     if world == 1:
         return dict(metrics)
-    everyone: list[dict[str, float]] = [{}] * world
-    dist.all_gather_object(everyone, dict(metrics))
+    everyone: list[dict[str, float]] = told_by_all(dict(metrics))
     names = dict.fromkeys(name for one in everyone for name in one)
     return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from d1ray.config.errors import RunFailed
 from d1ray.models.adapter_folder import PREFIX, save_adapter_config
+from d1ray.models.exchange import told_by_all
 from d1ray.models.load import INDEX
 from d1ray.models.lora import adapter_tensors, has_lora
 from d1ray.models.model import DiffusionLM
@@ -88,10 +89,7 @@ class CheckpointWriter:
             RunFailed: a rank could not write; those before are left as they are.
         """
         self.thread.join()
-        errors = [self.error]
-        if self.world > 1:
-            errors *= self.world
-            dist.all_gather_object(errors, self.error)
+        errors = told_by_all(self.error)
         if any(errors):
             said = next(filter(None, errors))
             raise RunFailed(f"the checkpoint {self.folder} cannot be written: {said}; make room there")

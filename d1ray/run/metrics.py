@@ -73,6 +73,7 @@ METRICS = (
     Metric("validation_loss", "", "SFT: of held-out demonstrations"),
     Metric("phase", "", "number of a supervised phase"),
     Metric("step", "", "steps that are complete"),
+    Metric("steps", "", "steps that there are in all", live=True),
     Metric("last_step_time", "unix s", "when the newest step was logged", live=True),
     Metric("slots", "", "groups under way at most: (staleness + 1) x prompts_per_step", live=True),
     Metric("slots_taken", "", "of them, started and not yet learned from", live=True),

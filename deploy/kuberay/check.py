@@ -19,6 +19,8 @@ from ray.autoscaler._private.kuberay.utils import parse_quantity
 SUBMISSION_MODES = {"K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"}
 CLUSTER_FIELD = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
 PART = ("app.kubernetes.io/part-of", "d1ray")
+CLUSTER = "d1ray/cluster"  # the label of pods that may reach each other
+LONG_S = 30 * 86400
 GRACE_S = 30  # the default of cluster.grace_s: a run that got SIGTERM ends within it
 LOCK = Path(__file__).parents[2] / "docker" / "requirements.lock"
 
@@ -74,9 +76,10 @@ def job_faults(objects: Objects) -> Iterator[str]:
         shuts_down = spec.get("shutdownAfterJobFinishes") and "ttlSecondsAfterFinished" in spec
         if bool(shuts_down) == ("deletionStrategy" in spec):
             yield "either shutdownAfterJobFinishes with ttlSecondsAfterFinished, or deletionStrategy"
-        for deadline in ("preRunningDeadlineSeconds", "activeDeadlineSeconds"):
-            if spec.get(deadline, 0) <= 0:
-                yield f"{deadline} is missing: the job could pend, or run, for ever"
+        if spec.get("preRunningDeadlineSeconds", 0) <= 0:
+            yield "preRunningDeadlineSeconds is missing: the job could pend for ever"
+        if 0 < spec.get("activeDeadlineSeconds", 0) < LONG_S:
+            yield "activeDeadlineSeconds ends a run however well it goes: leave it out, or allow a month"
         if spec.get("backoffLimit", 0) < 1:
             yield "backoffLimit: a job that loses its head is not tried again"
         if len(job["metadata"]["name"]) > 47:
@@ -206,6 +209,39 @@ def network_faults(objects: Objects) -> Iterator[str]:
             dashboard = not rule.get("ports") or any(port["port"] == 8265 for port in rule["ports"])
             if dashboard and len(operator) < len(outside):
                 yield f"{name}: the dashboard is open to a whole namespace"
+            for peer in rule.get("from", []):
+                pods_here = "podSelector" in peer and "namespaceSelector" not in peer
+                if pods_here and CLUSTER not in labels_of(peer["podSelector"]):
+                    yield f"{name}: lets the pods of other clusters in"
+    for cluster in clusters(objects):
+        yield from reach_faults(cluster, policies)
+
+
+def labels_of(selector: dict[str, Any]) -> dict[str, str]:
+    labels: dict[str, str] = selector.get("matchLabels", {})
+    return labels
+
+
+def reach_faults(cluster: dict[str, Any], policies: Objects) -> Iterator[str]:
+    """The pods of a cluster carry one label, and a policy lets them, and none but them, reach each other."""
+    specs = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    labels = [spec["template"]["metadata"]["labels"] for spec in specs]
+    if len(names := {one.get(CLUSTER) for one in labels}) > 1 or None in names:
+        yield f"the pods of a cluster differ in the label {CLUSTER}, or lack it"
+        return
+    own = {(CLUSTER, name) for name in names}
+    for direction, peers in (("ingress", "from"), ("egress", "to")):
+        open_to = [
+            labels_of(peer.get("podSelector", {})).items()
+            for policy in policies
+            if own <= (selected := labels_of(policy["spec"]["podSelector"])).items()
+            and all(selected.items() <= one.items() for one in labels)
+            for rule in policy["spec"].get(direction, [])
+            if "ports" not in rule
+            for peer in rule.get(peers, [])
+        ]
+        if not any(own <= peer and all(peer <= one.items() for one in labels) for peer in open_to):
+            yield f"no policy opens the pods of cluster {labels[0][CLUSTER]} to each other ({direction})"
 
 
 def queue_faults(objects: Objects) -> Iterator[str]:

@@ -126,6 +126,7 @@ PLANTED: list[tuple[str, Any, str]] = [
     ("deletionStrategy", {}, "either shutdownAfterJobFinishes"),
     ("ttlSecondsAfterFinished", None, "either shutdownAfterJobFinishes"),
     ("preRunningDeadlineSeconds", None, "could pend"),
+    ("activeDeadlineSeconds", 604800, "ends a run"),
     ("backoffLimit", 0, "not tried again"),
     ("entrypoint", "d1ray train sudoku-tiny run_dir=/mnt/d1ray/a; rm b", "plain words"),
     ("entrypoint", "d1ray train sudoku-tiny run_dir=/tmp/run", "outlives"),
@@ -140,6 +141,7 @@ PLANTED: list[tuple[str, Any, str]] = [
     (f"{GROUP}.replicas", 99, "between"),
     (f"{GROUP}.rayStartParams.object-store-memory", "99999999999", "does not fit"),
     (f"{GROUP}.template.metadata.labels", {}, "out of the policies"),
+    (f"{GROUP}.template.metadata.labels", {"app.kubernetes.io/part-of": "d1ray"}, "d1ray/cluster, or lack"),
     (f"{POD}.restartPolicy", "Always", "restartPolicy"),
     (f"{POD}.hostNetwork", True, "host's namespaces"),
     (f"{POD}.automountServiceAccountToken", None, "token of the Kubernetes API"),
@@ -198,12 +200,18 @@ def test_an_open_policy_is_found(built: dict[str, Objects]) -> None:
         change(policies)
         return check.faults([item for item in objects if item["metadata"]["name"] != "gone"])
 
+    def peer(policy: dict[str, Any]) -> Any:
+        return policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+
     dashboard = "d1ray-dashboard"
     for change, said in (
         (lambda p: p[dashboard]["spec"]["ingress"][0].pop("from"), "everybody"),
         (lambda p: p[dashboard]["spec"]["ingress"][0]["from"][0].pop("podSelector"), "whole namespace"),
         (lambda p: p["d1ray-deny"]["metadata"].update(name="gone"), "no policy denies"),
         (lambda p: p["d1ray-metrics"]["metadata"].update(name="gone"), "Prometheus"),
+        (lambda p: p["d1ray-train"]["metadata"].update(name="gone"), "no policy opens"),
+        (lambda p: peer(p["d1ray-train"]).pop("d1ray/cluster"), "other clusters in"),
+        (lambda p: peer(p["d1ray-train"]).update({"d1ray/cluster": "x"}), "to each other (ingress)"),
     ):
         found = changed(change)
         assert any(said in fault for fault in found), found

@@ -70,10 +70,20 @@ def series(name, values):
     return {"series": f'ray_d1ray_{name}{{run="r",stage="rl"}}', "values": values}
 
 
+def driver(step, steps="9"):
+    """What a driver shows at the ``step`` it is at, of ``steps``; for an hour where they say no other."""
+    named = {"step": step, "steps": steps, "last_step_time": step}
+    return [series(name, values if "x" in values else f"{values}x60") for name, values in named.items()]
+
+
 # (metrics, a sample a minute; when; which alert is on)
 CASES = [
     ([series("last_step_time", "0x60")], "30m", None),  # Prometheus's clock starts at 0
     ([series("last_step_time", "0x60")], "40m", "D1rayNoStep"),
+    (driver("3"), "20m", None),
+    (driver("3x10 _x60", "9x10 _x60"), "18m", None),  # remembered for five minutes, and five are waited
+    (driver("3x10 _x60", "9x10 _x60"), "25m", "D1rayDriverGone"),
+    (driver("9x10 _x60", "9x10 _x60"), "25m", None),  # it has ended
     ([series("reward", "2x60 0.9x60")], "1h20m", None),
     ([series("reward", "2x60 0.9x60")], "1h50m", "D1rayRewardCollapsed"),
     ([series("learner_restarts", "0 1 2x60")], "20m", None),

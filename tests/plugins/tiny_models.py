@@ -156,15 +156,25 @@ def llada_8b():
 @pytest.fixture(scope="session")
 def start_ranks():
     """``start_ranks(main, world, *arguments)``: runs ``main(rank, world, port, *arguments)`` in so many new
-    processes, which can meet at a free port; raises if one of them fails."""
+    processes, which can meet at a free port; raises if one of them fails, or unpickles what another sent."""
 
     def start(main, world: int, *arguments) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        mp.start_processes(main, (world, port, *arguments), nprocs=world, start_method="spawn")
+        mp.start_processes(_rank, (main, world, port, *arguments), nprocs=world, start_method="spawn")
 
     return start
+
+
+def _rank(rank: int, main, *arguments) -> None:
+    from torch.distributed import distributed_c10d
+
+    def refused(*_):
+        raise AssertionError("an object collective of torch: it would unpickle what another rank sends")
+
+    distributed_c10d._pickler = distributed_c10d._unpickler = refused
+    main(rank, *arguments)
 
 
 @pytest.fixture(scope="session")
