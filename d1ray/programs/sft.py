@@ -77,6 +77,7 @@ def train_phases(
             "start": start,
             "checkpoints": root,
             "bulletin": bulletin,
+            "claims": run.claims,
         },
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if c.sft_worker_gpus else "gloo", timeout_s=int(c.deadline_s)
@@ -107,6 +108,7 @@ def train_phases(
         raise cause_of(failure)
     if interrupt():
         raise Interrupted
+    run.check()
     checkpoint.remove(root)  # the models are saved; a later phase must not resume from here
 
 

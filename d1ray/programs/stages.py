@@ -77,7 +77,7 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
     with connected(config.cluster), diagnosed(config, console):
         check_resources(config, learner=reinforces)
         with (
-            RunFolder.open(config.run_dir, config) as run,
+            RunFolder.open(config.run_dir, config, console.print) as run,
             closing(Trackers(config)) as trackers,
             closing(Gauges(config.run_dir.name)) as gauges,
             PeakMemory() as memory,

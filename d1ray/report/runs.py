@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from d1ray.config.errors import DataError, UserError
-from d1ray.run.folder import read_rows
+from d1ray.run.rows import read_rows
 
 Row: TypeAlias = dict[str, Any]
 

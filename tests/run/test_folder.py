@@ -14,7 +14,8 @@ from d1ray.config.model import ArchitectureConfig, ModelConfig
 from d1ray.config.rl import RLConfig
 from d1ray.config.run import Config
 from d1ray.config.sft import MaskedTrainingConfig
-from d1ray.run.folder import RunFolder, read_rows
+from d1ray.run.folder import RunFolder
+from d1ray.run.rows import read_rows
 from d1ray.tasks.task import Task
 
 
@@ -38,7 +39,9 @@ def scalars(run: RunFolder, stage: str, key: str) -> list[tuple[int, float]]:
 
 
 def files(path: Path) -> set[str]:
-    return {str(entry.relative_to(path)) for entry in path.rglob("*")}
+    """What a user sees there."""
+    found = {entry.relative_to(path) for entry in path.rglob("*")}
+    return {str(entry) for entry in found if entry.parts[0] != ".lease"}
 
 
 def test_a_new_run_has_its_folders_and_complete_configuration(tmp_path):
