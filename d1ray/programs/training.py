@@ -274,6 +274,8 @@ class Training:
         self.job.run.log({"stage": "rl", "step": self.state.step, **metrics})
         if learned:
             self.stage.update(self.state.step, metrics)
+            if self.rl.keep_rollouts is not None:
+                self.job.run.thin_rollouts(self.state.step, self.rl.keep_rollouts)
 
     def save(self) -> None:
         """Begins a checkpoint, unless that of this step is written or under way."""

@@ -20,7 +20,7 @@ process writes there.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from types import TracebackType
@@ -31,10 +31,11 @@ from upath import UPath
 
 from d1ray.config.errors import DataError, UserError
 from d1ray.config.run import Config
-from d1ray.run.atomic import write_atomically
+from d1ray.run.atomic import replacing, write_atomically
 from d1ray.run.claims import Claim
 from d1ray.run.lease import Lease, own
-from d1ray.run.rows import end_with_whole_line, read_rows, to_json
+from d1ray.run.retention import superfluous
+from d1ray.run.rows import each_line, end_with_whole_line, to_json
 from d1ray.run.same_run import check_folder
 
 Row: TypeAlias = Mapping[str, float | int | str]
@@ -148,9 +149,13 @@ class RunFolder:
         with (self.path / "dropped.jsonl").open("a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def rows(self) -> Iterator[dict[str, Any]]:
         """Every logged row in order. Raises ``DataError`` naming the line that is not a JSON object."""
-        return read_rows(self.metrics_path)
+        return (row for row, _ in each_line(self.metrics_path))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All of ``rows``."""
+        return list(self.rows())
 
     def truncate_metrics(self, stage: str, after_step: int) -> None:
         """Moves aside what ``stage`` logged after ``after_step``: the steps a resumed run takes again.
@@ -158,17 +163,16 @@ class RunFolder:
         ``after_step=-1`` moves the whole stage. TensorBoard hides the same steps.
         """
         self._check_own()
-        kept: list[dict[str, Any]] = []
-        aside: list[dict[str, Any]] = []
-        for row in self.metrics():
-            later = row.get("stage") == stage and row["step"] > after_step
-            (aside if later else kept).append(row)
-        if aside:
-            self.rolled_back.mkdir(exist_ok=True)
-            with (self.rolled_back / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(to_json(row) + "\n" for row in aside)
+        aside_path = self.rolled_back / "metrics.jsonl"
+        with replacing(self.metrics_path) as unfinished, unfinished.open("w", encoding="utf-8") as kept:
+            for row, line in each_line(self.metrics_path):
+                if row.get("stage") != stage or row["step"] <= after_step:
+                    kept.write(line)
+                    continue
+                self.rolled_back.mkdir(exist_ok=True)
+                with aside_path.open("a", encoding="utf-8") as aside:
+                    aside.write(line)
         self._metrics.close()
-        write_atomically(self.metrics_path, "".join(to_json(row) + "\n" for row in kept))
         self._metrics = self.metrics_path.open("a", encoding="utf-8")
         if stage in self._writers:
             self._writers.pop(stage).close()
@@ -183,6 +187,22 @@ class RunFolder:
                 self.rolled_back.mkdir(exist_ok=True)
                 before = len(list(self.rolled_back.glob(f"{file.stem}*")))  # rolled back earlier
                 file.replace(self.rolled_back / f"{file.stem}{f'-{before + 1}' * (before > 0)}.parquet")
+
+    def thin_rollouts(self, newest: int, keep: int) -> None:
+        """Removes the rollouts of steps that ``keep`` leaves out (``d1ray.run.retention``), up to ``newest``.
+
+        It looks at the folder in every ``keep`` / 8th step only: so many more may be there.
+        """
+        if newest % max(1, keep // 8):
+            return
+        self._check_own()
+        steps = {
+            int(found[1]): file
+            for file in self.rollouts.iterdir()
+            if (found := ROLLOUTS.fullmatch(file.name))
+        }
+        for step in superfluous(steps, newest, keep):
+            steps[step].unlink(missing_ok=True)
 
     def note_saved(self, stage: str, step: int) -> None:
         """Remembers that the stage's checkpoint of a step is written."""

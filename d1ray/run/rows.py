@@ -10,14 +10,16 @@ from typing import Any
 
 from d1ray.config.errors import DataError
 
+BLOCK = 65536
+
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a file, as ``each_row`` gives them."""
-    return list(each_row(path))
+    """All rows of a file, as ``each_line`` gives them."""
+    return [row for row, _ in each_line(path)]
 
 
-def each_row(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file with one a line; a last line that is not ended yet is left out.
+def each_line(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The JSON objects of a file with one a line, and the lines; a last one that is not ended is left out.
 
     Raises:
         DataError: names the line that is not a JSON object.
@@ -32,20 +34,25 @@ def each_row(path: Path) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{path}, line {number}: {error}; remove the line") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: not a JSON object; remove the line")
-            yield row
+            yield row, line
 
 
 def end_with_whole_line(path: Path) -> None:
     """Cuts what follows the last newline: a line is written with its newline, so the rest is torn."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        for start in range((end - 1) // BLOCK * BLOCK, -1, -BLOCK):
+            file.seek(start)
+            if (newline := file.read(BLOCK).rfind(b"\n")) >= 0:
+                file.truncate(start + newline + 1)
+                return
+        file.truncate(0)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON."""
     return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, indent=indent)
 
 

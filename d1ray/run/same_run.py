@@ -10,7 +10,7 @@ import yaml
 from d1ray.config.errors import UserError
 
 # What may change without becoming another run.
-CHANGEABLE = ("rl.steps", "run_dir", "checkpoint_path", "about", "cluster", "tracking")
+CHANGEABLE = ("rl.steps", "rl.keep_rollouts", "run_dir", "checkpoint_path", "about", "cluster", "tracking")
 
 
 def check_folder(path: Path, resolved: Mapping[str, Any]) -> None:
