@@ -33,7 +33,7 @@ from d1ray.rl import schema
 from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw, move
-from d1ray.run import checkpoint, checkpoint_tensors, lease
+from d1ray.run import checkpoint, checkpoint_tensors, claims, lease
 from d1ray.run.atomic import replacing
 from d1ray.run.checkpoint import Place
 from d1ray.run.checkpoint_writer import CheckpointWriter
@@ -117,7 +117,7 @@ class Learner:
             if folder is not None:
                 self._resume(folder)
         self.names = bucket_names(self.live)
-        self.claims = lease.in_force(self.places)  # the driver sees that they are its own
+        self.claims = claims.in_force(self.places)  # the driver sees that they are its own
         return self._standing()
 
     def _resume(self, folder: Path) -> None:
@@ -163,7 +163,7 @@ class Learner:
         advantages = algorithm.advantages(table["reward"].to_numpy().reshape(-1, self.config.group_size))
         if self.first:
             column = pa.array(advantages.flatten())
-            lease.check(self.claims[:1])  # of the run folder
+            claims.check(self.claims[:1])  # of the run folder
             with replacing(rollouts) as unfinished:
                 pq.write_table(table.append_column(schema.ROLLOUT.field("advantage"), column), unfinished)
         eos = self.model.config.eos_token_id
@@ -237,7 +237,7 @@ class Learner:
     def write_model(self, saved: Place | None, folder: Path) -> None:
         """Writes the policy of a checkpoint, or for None the start model, as a Hugging Face folder."""
         with checkpoint.fetched(saved) as checkpointed:
-            lease.check(self.claims)
+            claims.check(self.claims)
             save_model(unadapted(start_model(self.start, checkpointed)[0]), folder, self.tokenizer)
 
     def __repr__(self) -> str:

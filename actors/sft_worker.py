@@ -20,8 +20,8 @@ from d1ray.models.model import DiffusionLM
 from d1ray.models.sharding import device_of, is_sharded, shard
 from d1ray.models.tokenizer import load_tokenizer
 from d1ray.rl.optimizer import adamw
-from d1ray.run import checkpoint, checkpoint_tensors, lease
-from d1ray.run.claims import Claim
+from d1ray.run import checkpoint, checkpoint_tensors
+from d1ray.run.claims import Claim, check
 from d1ray.sft.demonstrations import Demonstrations, Phase
 from d1ray.sft.masked_training import training_step, validation_loss
 from d1ray.sft.model import frozen_dtype, resumable, save_checkpoint, save_merged, start_model
@@ -89,7 +89,7 @@ def train_from(resume: Path | None, settings: dict[str, Any]) -> None:
                 best.later += 1
                 if row["validation_loss"] < best.loss:
                     best = Best(row["validation_loss"], done)
-                    lease.check(claims)
+                    check(claims)
                     save_merged(model, base, own, chosen, tokenizer, keeps)
             stop = stop_wished(settings["bulletin"], row, keeps, model, config.cluster.deadline_s)
             every = phase.config.checkpoint_every
@@ -100,7 +100,7 @@ def train_from(resume: Path | None, settings: dict[str, Any]) -> None:
                 return
             if own.patience is not None and best.later >= own.patience:
                 break
-        lease.check(claims)
+        check(claims)
         if best.step and chosen and phase.save_to:
             if keeps:
                 chosen.rename(phase.save_to)

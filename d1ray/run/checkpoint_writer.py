@@ -27,8 +27,7 @@ from d1ray.models.sharding import ranks, whole
 from d1ray.models.tokenizer import save_tokenizer
 from d1ray.run.atomic import sync, write_atomically
 from d1ray.run.checkpoint import ADAPTER, MODEL, Place, digest, folder_of, prune, remove
-from d1ray.run.claims import Claim
-from d1ray.run.lease import check
+from d1ray.run.claims import Claim, check
 
 
 class CheckpointWriter:

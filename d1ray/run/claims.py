@@ -9,6 +9,7 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -109,9 +110,31 @@ def newest(place: Place) -> tuple[Claim, Record | None]:
     return Claim(place, claim.number, (record or {}).get("token", "")), record
 
 
+def in_force(places: Iterable[Place]) -> tuple[Claim, ...]:
+    """The last claims to places, for who writes on behalf of their owner; none to a place without one."""
+    found = []
+    for place in places:
+        _refresh(place)
+        found.append(newest(place))
+    return tuple(claim for claim, said in found if said and not said.get("released"))
+
+
+def check(claims: Iterable[Claim]) -> None:
+    """Raises ``LeaseLost`` unless all are in force."""
+    for claim in claims:
+        claim.check()
+
+
 def who(record: Record) -> str:
     """The process that a claim is of."""
     return f"pid {record.get('pid', '?')} on {record.get('host', '?')}"
+
+
+def _refresh(place: Place) -> None:
+    """Has NFS show which claims there are now: who changes a folder is told of what others changed there."""
+    folder = place / ".lease"
+    if isinstance(folder, Path) and folder.is_dir():
+        _draft(folder / "look", b"").unlink()
 
 
 def _draft(file: Path, data: bytes) -> Path:

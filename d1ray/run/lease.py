@@ -23,7 +23,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,18 +154,6 @@ def places_of(config: Config) -> list[Place]:
     """Where the run of ``config`` writes: its folder first, then its checkpoints if they are elsewhere."""
     elsewhere = [UPath(config.checkpoint_path)] if config.checkpoint_path else []
     return [config.run_dir, *elsewhere] if config.run_dir else []
-
-
-def in_force(places: Iterable[Place]) -> tuple[Claim, ...]:
-    """The last claims to places, for who writes on behalf of their owner; none to a place without one."""
-    found = [newest(place) for place in places]
-    return tuple(claim for claim, said in found if said and not said.get("released"))
-
-
-def check(claims: Iterable[Claim]) -> None:
-    """Raises ``LeaseLost`` unless all are in force."""
-    for claim in claims:
-        claim.check()
 
 
 def _await_end(claim: Claim, said: Record, note: Callable[[str], None], clock: Any) -> bool:

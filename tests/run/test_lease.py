@@ -20,9 +20,9 @@ from d1ray.config.recipe import load_config
 from d1ray.run import checkpoint, claims, lease, process
 from d1ray.run.checkpoint_writer import CheckpointWriter
 from d1ray.run.checkpoint_writer import save as save_checkpoint
-from d1ray.run.claims import Claim, LeaseLost, newest
+from d1ray.run.claims import Claim, LeaseLost, in_force, newest
 from d1ray.run.folder import RunFolder
-from d1ray.run.lease import LEASE_S, RENEW_S, Held, Lease, in_force, own, take
+from d1ray.run.lease import LEASE_S, RENEW_S, Held, Lease, own, take
 
 RACES = 200
 ELSEWHERE = {"host": "elsewhere", "machine": "another", "pid": 7, "started": 0.0}
