@@ -34,7 +34,7 @@ from d1ray.rl import schema
 from d1ray.rl.batch import batch_of
 from d1ray.rl.learning import learn
 from d1ray.rl.optimizer import adamw, move
-from d1ray.run import checkpoint, checkpoint_tensors
+from d1ray.run import checkpoint, checkpoint_tensors, claims, lease
 from d1ray.run.atomic import replacing
 from d1ray.run.checkpoint import Place
 from d1ray.run.checkpoint_writer import CheckpointWriter
@@ -72,6 +72,7 @@ class Learner:
         assert config.rl is not None
         self.config, self.seed, self.bf16 = config.rl, config.seed, config.model.precision == "bf16"
         self.start, self.resume, self.incarnation = start, resume, incarnation
+        self.places = lease.places_of(config)
         self.rank, self.world, self.deadline_s = rank, cluster.learners, cluster.deadline_s
         torch.set_num_threads(cluster.learner_threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,6 +117,7 @@ class Learner:
             if folder is not None:
                 self._resume(folder)
         self.names = bucket_names(self.live)
+        self.claims = claims.in_force(self.places)  # the driver sees that they are its own
         return self._standing()
 
     def _resume(self, folder: Path) -> None:
@@ -161,6 +163,7 @@ class Learner:
         algorithm = self.config.algorithm
         advantages = algorithm.advantages(table["reward"].to_numpy().reshape(-1, self.config.group_size))
         if self.first:
+            claims.check(self.claims[:1])  # of the run folder
             self._write(table, advantages, rollouts)
         eos = self.model.config.eos_token_id
         batch = batch_of(table, advantages, eos, algorithm.estimator.views_per_update, self.device)
@@ -230,7 +233,7 @@ class Learner:
         keep = self.config.keep_checkpoints
         whole = state | {"learner": learner}
         self.writer = CheckpointWriter(
-            root, step, self.model, self.tokenizer, tensors, whole, keep, best, self.start
+            root, step, self.model, self.tokenizer, tensors, whole, keep, best, self.start, self.claims
         )
 
     def finish_checkpoint(self) -> None:
@@ -242,6 +245,7 @@ class Learner:
     def write_model(self, saved: Place | None, folder: Path) -> None:
         """Writes the policy of a checkpoint, or for None the start model, as a Hugging Face folder."""
         with checkpoint.fetched(saved) as checkpointed:
+            claims.check(self.claims)
             save_model(unadapted(start_model(self.start, checkpointed)[0]), folder, self.tokenizer)
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
 """Supervised training as each TorchTrainer worker runs it: pre-training phases and SFT."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from d1ray.models.sharding import device_of, is_sharded, shard
 from d1ray.models.tokenizer import load_tokenizer
 from d1ray.rl.optimizer import adamw
 from d1ray.run import checkpoint, checkpoint_tensors
+from d1ray.run.claims import Claim, check
 from d1ray.sft.demonstrations import Demonstrations, Phase
 from d1ray.sft.masked_training import training_step, validation_loss
 from d1ray.sft.model import frozen_dtype, resumable, save_checkpoint, save_merged, start_model
@@ -53,6 +55,7 @@ def train_from(resume: Path | None, settings: dict[str, Any]) -> None:
 
     config: Config = settings["config"]
     phases: list[Phase] = settings["phases"]
+    claims: Sequence[Claim] = settings["claims"]
     torch.set_num_threads(config.cluster.sft_threads)
     keeps = get_context().get_world_rank() == 0  # this rank writes
     tokenizer = load_tokenizer(settings["start"])
@@ -86,16 +89,18 @@ def train_from(resume: Path | None, settings: dict[str, Any]) -> None:
                 best.later += 1
                 if row["validation_loss"] < best.loss:
                     best = Best(row["validation_loss"], done)
+                    check(claims)
                     save_merged(model, base, own, chosen, tokenizer, keeps)
             stop = stop_wished(settings["bulletin"], row, keeps, model, config.cluster.deadline_s)
             every = phase.config.checkpoint_every
             if stop or (every and done % every == 0):
                 state = {"phase": phase.number, "step": done, "best": asdict(best)}
-                save_checkpoint(settings["checkpoints"], state, model, optimizer, tokenizer, base)
+                save_checkpoint(settings["checkpoints"], state, model, optimizer, tokenizer, base, claims)
             if stop:
                 return
             if own.patience is not None and best.later >= own.patience:
                 break
+        check(claims)
         if best.step and chosen and phase.save_to:
             if keeps:
                 chosen.rename(phase.save_to)

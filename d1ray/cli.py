@@ -63,19 +63,13 @@ def options(
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run every stage the recipe names: make the model, SFT, RL, evaluation."""
-    config = _config(recipe, overrides)
-    from d1ray.programs.stages import run_recipe
-
-    run_recipe(config)
+    _run(_config(recipe, overrides), "rl")
 
 
 @app.command()
 def sft(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run the recipe up to SFT, and evaluate."""
-    config = _config(recipe, overrides)
-    from d1ray.programs.stages import run_recipe
-
-    run_recipe(config, last="sft")
+    _run(_config(recipe, overrides), "sft")
 
 
 @app.command()
@@ -271,6 +265,16 @@ def _config(recipe: str, overrides: list[str] | None) -> "Config":
     config = load_config(recipe, overrides or [])
     prepare_local_ray(config)
     return config
+
+
+def _run(config: "Config", last: Literal["sft", "rl"]) -> None:
+    from d1ray.run.lease import places_of, refuse_if_held
+
+    for place in places_of(config):
+        refuse_if_held(place)
+    from d1ray.programs.stages import run_recipe
+
+    run_recipe(config, last)
 
 
 def prepare_local_ray(config: "Config") -> None:

@@ -52,6 +52,11 @@ class RLConfig(TrainedWeights):
     validate_every: PositiveInt = Field(20, description="outer steps between validations")
     checkpoint_every: PositiveInt = Field(20, description="outer steps; a new best validation has one, too")
     keep_checkpoints: PositiveInt = Field(2, description="so many last ones, beside the best")
+    keep_rollouts: PositiveInt | None = Field(
+        2000,
+        description="steps whose completions stay in rollouts/: half of them the last ones, half at equal "
+        "distances over the run; null: all",
+    )
 
     @model_validator(mode="after")
     def _importance_can_be_weighed(self) -> Self:

@@ -79,6 +79,7 @@ def train_phases(
             "start": start,
             "checkpoints": root,
             "bulletin": bulletin,
+            "claims": run.claims,
         },
         torch_config=MeetingTorchConfig(
             backend="cpu:gloo,cuda:nccl" if c.sft_worker_gpus else "gloo", timeout_s=int(c.deadline_s)
@@ -109,6 +110,7 @@ def train_phases(
         raise cause_of(failure)
     if interrupt():
         raise Interrupted
+    run.check()
     checkpoint.remove(root)  # the models are saved; a later phase must not resume from here
 
 

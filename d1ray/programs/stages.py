@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 
@@ -30,6 +30,7 @@ from d1ray.rl.rollout import Prompt
 from d1ray.run import summary
 from d1ray.run.data import examples_of
 from d1ray.run.folder import RunFolder
+from d1ray.run.history import PHASES, History
 from d1ray.run.interrupt import Interrupt
 from d1ray.run.memory import PeakMemory
 from d1ray.run.progress import Progress, duration
@@ -38,7 +39,6 @@ from d1ray.run.trackers import Trackers, check_trackers
 from d1ray.sft.demonstrations import Demonstrations, Phase
 
 SFT_PHASE = 1000  # keys SFT's randomness, whatever number of pre-training phases comes before it
-PHASES = ("load", "generate", "logprob", "score", "learn", "publish")
 
 
 def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
@@ -77,7 +77,7 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
     with connected(config.cluster), diagnosed(config, console):
         check_resources(config, learner=reinforces)
         with (
-            RunFolder.open(config.run_dir, config) as run,
+            RunFolder.open(config.run_dir, config, console.print) as run,
             closing(Trackers(config)) as trackers,
             closing(Gauges(config.run_dir.name)) as gauges,
             PeakMemory() as memory,
@@ -96,7 +96,8 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
                 with clock.time("evaluation"):
                     evaluations = evaluate_stages(job.pools, config, stages, tests, progress, interrupt)
             results = results_of(config, evaluations)
-            shares = phase_shares(run.metrics())
+            history = History(run.rows())
+            shares = phase_shares(history)
             extra = {
                 "seed": config.seed,
                 "peak_memory_bytes": memory.peak_bytes,
@@ -106,7 +107,8 @@ def run_recipe(config: Config, last: Literal["sft", "rl"] = "rl") -> None:
             run.write_summary(summary.as_rows(results), extra)
             from d1ray.run.curves import draw_curves  # imports matplotlib: at a run's end, not at its start
 
-            draw_curves(run.metrics(), run.curves_path, results)
+            run.check()
+            draw_curves(history, run.curves_path, results)
         console.print(summary.table(results))
         console.print(summary.samples(sample_completions(tests, evaluations)))
         print_costs(console, memory, clock.seconds, shares)
@@ -222,9 +224,9 @@ def sample_completions(
     ]
 
 
-def phase_shares(metrics: list[dict[str, Any]]) -> dict[str, float]:
+def phase_shares(history: History) -> dict[str, float]:
     """Each RL phase's share of the actors' busy seconds, over all steps."""
-    totals = {phase: sum(row.get(f"seconds_{phase}", 0.0) for row in metrics) for phase in PHASES}
+    totals = {phase: history.phases[phase].total for phase in PHASES}
     whole = sum(totals.values())
     return {phase: seconds / whole for phase, seconds in totals.items()} if whole else {}
 

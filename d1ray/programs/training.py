@@ -107,6 +107,8 @@ def training_of(job: Job, ladder: RestartLadder, gauges: Gauges | None) -> Itera
         LearnerLost: it died while it was built.
     """
     config, rl, progress = job.config, job.rl, job.progress
+    if ladder.rebuilds:
+        job.run.fence()  # the ranks before may still be there, out of reach
     resume = checkpoint.latest(job.checkpoints)
     if resume is None:
         refuse_to_begin_again(job)
@@ -140,6 +142,7 @@ def training_of(job: Job, ladder: RestartLadder, gauges: Gauges | None) -> Itera
         closing(gang) as learner,
         progress.stage(rl.algorithm.title, rl.steps, state.step) as stage,
     ):
+        job.run.check()  # so what claims the ranks found are this run's
         yield Training(job, state, learner, buffer, stage)
 
 
@@ -288,6 +291,8 @@ class Training:
         self.job.run.log({"stage": "rl", "step": self.state.step, **metrics})
         if learned:
             self.stage.update(self.state.step, metrics)
+            if self.rl.keep_rollouts is not None:
+                self.job.run.thin_rollouts(self.state.step, self.rl.keep_rollouts)
             if unwritten := self.learner.standing.unwritten:
                 raise RunFailed(f"{unwritten}; make room there")
 

@@ -1,22 +1,23 @@
 """The curves of the report: which metrics are shown how, and their bands."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from d1ray.report.runs import Run, evenly
+from d1ray.report.runs import Run
 from d1ray.report.statistics import SHARES, StepStatistics, mean_band, share_band
+from d1ray.run.history import Series
 from d1ray.run.metrics import FAMILY, METRICS
 from d1ray.run.summary import Interval, wilson
 
-MOST_POINTS = 1000  # of one curve
 Point: TypeAlias = tuple[int, float, float | None, float | None]  # step, value, lower and upper bound
+Curve: TypeAlias = tuple[int, list[Point]]  # steps of a point, and the points
 
 OF_VALIDATION = "95 %, Wilson, of the validation examples"
 OF_SHARES = "95 %, Wilson, of the step's completions; those of a prompt count for less if they are alike"
+OF_BINS = "of a long run, whose points are means of several steps: the lowest to the highest of them"
 OF_MEANS = "95 %, mean ± 1.96 standard errors over the step's prompts"
 
 
@@ -76,12 +77,12 @@ def curves(runs: Sequence[Run], statistics: Sequence[Sequence[StepStatistics]]) 
         _curve(chart, [_points(run, chart.key, of) for run, of in zip(runs, statistics, strict=True)])
         for chart in _charts_of(runs)
     ]
-    stages = dict.fromkeys(str(row["stage"]) for run in runs for row in run.rows if row.get("stage") != "rl")
+    stages = dict.fromkeys(stage for run in runs for stage in run.history.last if stage != "rl")
     for stage in stages:
         title = {"sft": "SFT"}.get(stage, stage.capitalize())
         for key, name in (("loss", "loss"), ("validation_loss", "validation loss")):
             chart = Chart(f"{stage}/{key}", f"{title}: {name}", "Supervised")
-            drawn.append(_curve(chart, [_stage_points(run, stage, key) for run in runs]))
+            drawn.append(_curve(chart, [_plain(run.history.of(stage, key)) for run in runs]))
     drawn = [curve for curve in drawn if any(curve["runs"])]
     if drawn and not any(curve["shown"] for curve in drawn):
         drawn[0]["shown"] = True
@@ -90,7 +91,7 @@ def curves(runs: Sequence[Run], statistics: Sequence[Sequence[StepStatistics]]) 
 
 def _charts_of(runs: Sequence[Run]) -> list[Chart]:
     """The known ones, reward components after the reward, then whatever else an algorithm reports."""
-    keys = dict.fromkeys(key for run in runs for row in run.rl_rows for key in row)
+    keys = dict.fromkeys(key for run in runs for stage, key in run.history.series if stage == "rl")
     components = [
         Chart(key, f"Reward: {key.removeprefix(FAMILY)}", "Reward components")
         for key in keys
@@ -104,42 +105,48 @@ def _charts_of(runs: Sequence[Run]) -> list[Chart]:
     return [*CHARTS[:RESULTS], *components, *CHARTS[RESULTS:], *others]
 
 
-def _curve(chart: Chart, of_runs: Sequence[Sequence[Point]]) -> dict[str, Any]:
+def _curve(chart: Chart, of_runs: Sequence[Curve]) -> dict[str, Any]:
     metric = MEANINGS.get(chart.key.rpartition("/")[2] if chart.section == "Supervised" else chart.key)
-    banded = any(low is not None for points in of_runs for _, _, low, _ in points)
+    banded = any(low is not None for width, points in of_runs if width == 1 for _, _, low, _ in points)
+    binned = any(width > 1 for width, _ in of_runs)
     return asdict(chart) | {
         "about": metric.meaning if metric else "",
         "unit": metric.unit if metric else "",
-        "band": _about_band(chart.key) if banded else "",
-        "runs": [_columns(evenly(points, MOST_POINTS)) for points in of_runs],
+        "band": "; ".join([_about_band(chart.key)] * banded + [OF_BINS] * binned),
+        "runs": [_columns(points, width) for width, points in of_runs],
     }
 
 
-def _points(run: Run, key: str, statistics: Sequence[StepStatistics]) -> list[Point]:
+def _points(run: Run, key: str, statistics: Sequence[StepStatistics]) -> Curve:
+    width, plain = _plain(run.history.of("rl", key))
+    if width > 1:
+        return width, plain
     found = {one.step: one for one in statistics}
-    stored = bool(found)
-    points = []
-    for row in run.rl_rows:
-        value, step = _number(row.get(key)), row.get("step")
-        if value is not None and isinstance(step, int):
-            known = step in found or not stored or key == "validation_solved"
-            band = band_of(run, row, key, value, found.get(step)) if known else None
-            low, high = band or (None, None)
-            points.append((step, value, low, high))
-    return points
+    points: list[Point] = []
+    for step, value, *_ in plain:
+        known = step in found or not found or key == "validation_solved"
+        low, high = (known and band_of(run, step, key, value, found.get(step))) or (None, None)
+        points.append((step, value, low, high))
+    return width, points
 
 
-def band_of(
-    run: Run, row: Mapping[str, Any], key: str, value: float, found: StepStatistics | None
-) -> Interval | None:
-    """The 95 % interval of one value of a metric, or None where the metric is no mean over completions.
+def _plain(series: Series) -> Curve:
+    """Steps without a band; of several steps their mean, from the lowest to the highest of them."""
+    if series.width == 1:
+        return 1, [(one.first, one.mean, None, None) for one in series.bins]
+    return series.width, [((one.first + one.last) // 2, one.mean, one.low, one.high) for one in series.bins]
+
+
+def band_of(run: Run, step: int, key: str, value: float, found: StepStatistics | None) -> Interval | None:
+    """The 95 % interval of a step's value of a metric, or None where the metric is no mean over completions.
 
     From the stored completions where there are any, by group; else of a share Wilson's interval for the
     number of completions that the configuration says. A task of one's own may give numbers that have none.
     """
     share = min(1.0, max(0.0, value))
     if key == "validation_solved":
-        examples = row.get("validation_examples") or run.setting("evaluation.validation_examples", 0)
+        logged = run.history.of("rl", "validation_examples").at(step)
+        examples = logged or run.setting("evaluation.validation_examples", 0)
         return wilson(share * examples, examples)
     if found is not None and key in SHARES:
         means = found.shares[key]
@@ -147,7 +154,8 @@ def band_of(
     if found is not None and key in found.rewards:
         return mean_band(found.rewards[key]) if np.isfinite(found.rewards[key]).all() else None
     if key in SHARES:
-        groups = run.setting("rl.prompts_per_step", 0) - (row.get("dropped_groups") or 0)
+        dropped = run.history.of("rl", "dropped_groups").at(step) or 0
+        groups = run.setting("rl.prompts_per_step", 0) - dropped
         completions = groups * run.setting("rl.group_size", 0)
         return wilson(share * completions, completions)
     return None
@@ -157,31 +165,18 @@ def _about_band(key: str) -> str:
     return OF_VALIDATION if key == "validation_solved" else OF_SHARES if key in SHARES else OF_MEANS
 
 
-def _stage_points(run: Run, stage: str, key: str) -> list[Point]:
-    return [
-        (row["step"], value, None, None)
-        for row in run.rows
-        if row.get("stage") == stage
-        and (value := _number(row.get(key))) is not None
-        and isinstance(row.get("step"), int)
-    ]
+def _columns(points: Sequence[Point], width: int) -> dict[str, Any] | None:
+    """Columns of numbers with as many digits as a picture shows; no bounds where there is no band.
 
-
-def _columns(points: Sequence[Point]) -> dict[str, list[Any]] | None:
-    """Columns of numbers with as many digits as a picture shows; no bounds where there is no band."""
+    They are ``extremes`` where a point is of several steps.
+    """
     if not points:
         return None
     steps, values, lows, highs = (list(column) for column in zip(*points, strict=True))
-    columns = {"steps": steps, "values": [_short(v) for v in values]}
+    columns: dict[str, Any] = {"steps": steps, "values": [_short(v) for v in values]}
     if any(low is not None for low in lows):
         columns |= {"low": [_short(v) for v in lows], "high": [_short(v) for v in highs]}
-    return columns
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return columns | ({"extremes": True} if width > 1 else {})
 
 
 def _short(value: float | None) -> float | None:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 import d1ray.page
 from d1ray.report import tables
+from d1ray.report.counts import MOST_NAMED
 from d1ray.report.curves import OF_SHARES, curves
 from d1ray.report.runs import Run
 from d1ray.report.sample import sample
@@ -128,20 +129,16 @@ def _asset(name: str) -> str:
 
 def _about(run: Run, statistics: Sequence[StepStatistics]) -> dict[str, Any]:
     """What the head of the page says about a run."""
-    rows = run.rl_rows
-    validated = [
-        (row["validation_solved"], row["step"]) for row in rows if row.get("validation_solved") is not None
-    ]
-    best = max(validated, key=lambda one: (one[0], -one[1]), default=None)
+    best = run.history.of("rl", "validation_solved").best
     return {
         "name": run.name,
         "path": str(run.path),
         "task": run.setting("task.name", "?"),
         "algorithm": tables.algorithm_title(run) or "SFT only",
         "seed": run.setting("seed", "?"),
-        "step": max((row["step"] for row in rows), default=0),
+        "step": run.history.last.get("rl", 0),
         "steps": run.setting("rl.steps", 0),
-        "best": best,
+        "best": best and (best[1], best[0]),
         "seconds": run.summary.get("seconds", {}),
         "memory": run.summary.get("peak_memory_bytes"),
         "missing": run.missing,
@@ -155,14 +152,17 @@ def _failure_rows(
     """Name, explanation, and for each run how often and in which steps."""
     of_runs = [tables.failures(run, found) for run, found in zip(runs, statistics, strict=True)]
     return [
-        (kind[0].name, kind[0].about, [(one.total, _some_steps(one.steps)) for one in kind])
+        (kind[0].name, kind[0].about, [(one.total, _some_steps(one)) for one in kind])
         for kind in zip(*of_runs, strict=True)
     ]
 
 
-def _some_steps(steps: Sequence[int]) -> str:
-    shown = ", ".join(map(str, steps[:6])) + (f" and {len(steps) - 6} more" if len(steps) > 6 else "")
-    return f"step{'s' if len(steps) > 1 else ''} {shown}" if steps else ""
+def _some_steps(failure: tables.Failure) -> str:
+    named = failure.steps[:MOST_NAMED]
+    shown = ", ".join(map(str, named))
+    if failure.in_steps > len(named):
+        shown += f" and {failure.in_steps - len(named)} more"
+    return f"step{'s' if failure.in_steps > 1 else ''} {shown}" if named else ""
 
 
 def _signs(statistics: Sequence[Sequence[StepStatistics]]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """A run folder as the report reads it: whatever is there, and words for what is not. Nothing is written."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from d1ray.config.errors import DataError, UserError
-from d1ray.run.folder import read_rows
+from d1ray.report.counts import Counts
+from d1ray.run.history import History
+from d1ray.run.rows import each_line, read_rows
 
 Row: TypeAlias = dict[str, Any]
 
@@ -24,7 +27,8 @@ class Run:
         name: what the report calls it.
         path: the folder.
         config: ``config.yaml``.
-        rows: ``metrics.jsonl``.
+        history: the numbers of ``metrics.jsonl``, in bounded memory.
+        counts: what it counts as failed.
         summary: ``summary.json``, {} if there is none yet.
         dropped: ``dropped.jsonl``: groups that were given up, each once.
         rollouts: the files of completed steps, in their order.
@@ -34,15 +38,16 @@ class Run:
     name: str
     path: Path
     config: Mapping[str, Any]
-    rows: Sequence[Row]
+    history: History
+    counts: Counts
     summary: Mapping[str, Any]
     dropped: Sequence[Row]
     rollouts: Sequence[Path]
     missing: list[str]
 
-    @property
-    def rl_rows(self) -> list[Row]:
-        return [row for row in self.rows if row.get("stage") == "rl"]
+    def rl_rows(self) -> Iterator[Row]:
+        """The rows of the RL stage, read anew."""
+        return (row for row, _ in each_line(self.path / "metrics.jsonl") if row.get("stage") == "rl")
 
     def setting(self, key: str, default: Any = None) -> Any:
         """The setting with a dotted key, or ``default`` where the run has none."""
@@ -78,8 +83,8 @@ def read_run(path: Path, name: str) -> Run:
     if not isinstance(config, dict):
         raise UserError(f"{file} holds no settings; give the run_dir of a d1ray run")
     missing: list[str] = []
-    rows = _read(path / "metrics.jsonl", read_rows, missing) or []
-    last = max((row.get("step", 0) for row in rows if row.get("stage") == "rl"), default=None)
+    history, counts = _read(path / "metrics.jsonl", _metrics, missing) or (History(), Counts())
+    last = history.last.get("rl")
     summary = _read(path / "summary.json", lambda file: json.loads(file.read_text(encoding="utf-8")), missing)
     dropped = _read(path / "dropped.jsonl", read_rows, missing) if (path / "dropped.jsonl").exists() else None
     steps = {step_of(file): file for file in (path / "rollouts").glob("step-*.parquet")}
@@ -90,7 +95,8 @@ def read_run(path: Path, name: str) -> Run:
         name=name,
         path=path,
         config=config,
-        rows=rows,
+        history=history,
+        counts=counts,
         summary=summary if isinstance(summary, dict) else {},
         dropped=list({(row.get("step"), row.get("group_id")): row for row in dropped or []}.values()),
         rollouts=rollouts,
@@ -149,6 +155,31 @@ def evenly(items: Sequence[Any], most: int) -> list[Any]:
     if most <= 1:
         return list(items[:most])
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def over_steps(files: Sequence[Path], most: int) -> list[Path]:
+    """All files of rollouts, which are by step, or at most ``most`` of them: at equal distances from the
+    first step to the last, wherever more were kept."""
+    if len(files) <= most or most <= 1:
+        return list(files[:most])
+    steps = [step_of(file) for file in files]
+    apart = (steps[-1] - steps[0]) / (most - 1)
+    wanted = [round(steps[0] + i * apart) for i in range(most)]
+    places = [bisect_left(steps, step) for step in wanted]
+    near = [
+        place - (place > 0 and step - steps[place - 1] < steps[place] - step)
+        for place, step in zip(places, wanted, strict=True)
+    ]
+    return [files[place] for place in dict.fromkeys(near)]
+
+
+def _metrics(file: Path) -> tuple[History, Counts]:
+    """All that the report shows of the metrics, read once."""
+    history, counts = History(), Counts()
+    for row, _ in each_line(file):
+        history.add(row)
+        counts.add(row)
+    return history, counts
 
 
 def _read(file: Path, reader: Callable[[Path], Any], missing: list[str]) -> Any:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from d1ray.config.errors import UserError
 from d1ray.models.architectures import read_config
 from d1ray.models.tokenizer import load_tokenizer
-from d1ray.report.runs import Run, evenly, note, read_table, step_of
+from d1ray.report.runs import Run, evenly, note, over_steps, read_table, step_of
 from d1ray.report.signs import SIGNS, count_signs
 from d1ray.report.statistics import MOST_STEPS, groups_of
 
@@ -118,7 +118,7 @@ def _take(index: int, run: Run, chosen: Mapping[Path, Sequence[slice]], taken: S
 
 def _choose(run: Run, budget: int) -> tuple[dict[Path, list[slice]], str]:
     """Groups by file, and the rule in words."""
-    read = evenly(run.rollouts, MOST_STEPS)
+    read = over_steps(run.rollouts, MOST_STEPS)
     every: list[tuple[Path, slice]] = []
     tokens = rows = 0
     for file in read:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from d1ray.evaluation.samples import interval
-from d1ray.report.runs import Run, evenly, read_table, step_of
+from d1ray.report.runs import Run, over_steps, read_table, step_of
 from d1ray.report.signs import SIGNS, count_signs
 from d1ray.run.summary import Interval, wilson
 
@@ -45,7 +45,7 @@ class StepStatistics:
 
 def step_statistics(run: Run) -> Iterator[StepStatistics]:
     """The statistics of the steps whose completions can be read, of ``MOST_STEPS`` at most, evenly chosen."""
-    for file in evenly(run.rollouts, MOST_STEPS):
+    for file in over_steps(run.rollouts, MOST_STEPS):
         table = read_table(run, file, COLUMNS)
         if table is not None and table.num_rows and not _lacks(table):
             yield _statistics(step_of(file), table)

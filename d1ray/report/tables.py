@@ -1,7 +1,6 @@
 """The tables of the report: final accuracies, what failed, where the time went, and how settings differ."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 from d1ray.config.kinds import load_algorithm
 from d1ray.report.runs import Run
 from d1ray.report.statistics import StepStatistics
+from d1ray.run.history import PHASES, WALL
 from d1ray.run.summary import Interval, StageResult, stage_labels
 
-PHASES = ("load", "generate", "logprob", "score", "learn", "publish")
 NOT_COMPARED = ("run_dir", "about")
 
 
@@ -32,12 +31,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that went wrong: how often in a run, and in which steps."""
+    """Something that went wrong: how often in a run, in how many steps, and in which first."""
 
     name: str
     about: str
     total: int
     steps: Sequence[int]
+    in_steps: int
 
 
 def algorithm_title(run: Run) -> str:
@@ -80,39 +80,47 @@ def results(runs: Sequence[Run]) -> list[Result]:
 
 def failures(run: Run, statistics: Sequence[StepStatistics]) -> list[Failure]:
     """Everything that a run counts as failed, also what never happened."""
-    rows = run.rl_rows
     dropped = [int(row["step"]) for row in run.dropped if isinstance(row.get("step"), int)]
+    in_steps = sorted(set(dropped))
     learners = [one.incarnation for one in statistics]
     starts = sorted({i for i in learners if i != min(learners)}) if learners else []
     first_steps = [min(one.step for one in statistics if one.incarnation == i) for i in starts]
     return [
-        _cumulative(rows, "reissued_calls", "Calls made again", "their actor died or hung"),
+        _counted(run, "reissued_calls", "Calls made again", "their actor died or hung"),
         Failure(
             "Learner started again",
             "rebuilt after a death, or the run was continued",
             len(starts),
             first_steps,
+            len(starts),
         ),
-        _summed(rows, "score_timeouts", "Checks timed out", "of completions; they earn nothing"),
-        _summed(rows, "score_crashes", "Checks crashed", "of completions; they earn nothing"),
-        _summed(rows, "parse_failures", "Answers not read", "of completions"),
-        Failure("Groups dropped", "their calls failed by themselves", len(dropped), sorted(set(dropped))),
-        _summed(rows, "nonfinite", "Updates not finite", "loss or gradient; not applied"),
-        _summed(rows, "empty_batches", "Steps without update", "in every group all rewards were equal"),
-        _summed(rows, "resampled", "Groups decoded again", "fast decoding was too far from exact"),
+        _counted(run, "score_timeouts", "Checks timed out", "of completions; they earn nothing"),
+        _counted(run, "score_crashes", "Checks crashed", "of completions; they earn nothing"),
+        _counted(run, "parse_failures", "Answers not read", "of completions"),
+        Failure("Groups dropped", "their calls failed by themselves", len(dropped), in_steps, len(in_steps)),
+        _counted(run, "nonfinite", "Updates not finite", "loss or gradient; not applied"),
+        _counted(run, "empty_batches", "Steps without update", "in every group all rewards were equal"),
+        _counted(run, "resampled", "Groups decoded again", "fast decoding was too far from exact"),
     ]
 
 
 def phase_seconds(run: Run) -> dict[str, Any] | None:
-    """Seconds of each phase in each RL step, as columns, and of validation; None where none were recorded."""
-    rows = [row for row in run.rl_rows if any(f"seconds_{phase}" in row for phase in PHASES)]
-    if not rows:
+    """Mean seconds of each phase in RL's steps, as columns, and their sums; None where none were recorded.
+
+    A place of a column is a step, or of a long run several: from the one in ``steps`` to that in ``last``.
+    """
+    phases = run.history.phases
+    bins = phases[PHASES[0]].bins
+    if not bins:
         return None
+    means = {phase: [round(one.mean, 3) for one in series.bins] for phase, series in phases.items()}
     return {
-        "steps": [row["step"] for row in rows],
-        "wall": [_seconds(row, "step") for row in rows],
-        "phases": {phase: [_seconds(row, phase) for row in rows] for phase in PHASES},
-        "validate": round(sum(_seconds(row, "validate") for row in run.rl_rows), 3),
+        "steps": [one.first for one in bins],
+        "last": [one.last for one in bins],
+        "wall": means[WALL],
+        "phases": {phase: means[phase] for phase in PHASES},
+        "sums": {phase: round(series.total, 3) for phase, series in phases.items()},
+        "validate": round(run.history.of("rl", "seconds_validate").total, 3),
     }
 
 
@@ -137,23 +145,6 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {key: row for key, row in values.items() if len(set(row)) > 1}
 
 
-def _summed(rows: Sequence[Mapping[str, Any]], key: str, name: str, about: str) -> Failure:
-    counted = [(row["step"], int(row[key])) for row in rows if isinstance(row.get(key), int | float)]
-    return Failure(name, about, sum(n for _, n in counted), [step for step, n in counted if n])
-
-
-def _cumulative(rows: Sequence[Mapping[str, Any]], key: str, name: str, about: str) -> Failure:
-    """Of a counter that begins at 0 again when the learner does."""
-    steps, total, before = [], 0, 0
-    for row in rows:
-        count = row.get(key)
-        if isinstance(count, int):
-            more = count - before if count >= before else count
-            total, before = total + more, count
-            steps += [row["step"]] if more else []
-    return Failure(name, about, total, steps)
-
-
-def _seconds(row: Mapping[str, Any], phase: str) -> float:
-    value = row.get(f"seconds_{phase}")
-    return round(float(value), 3) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+def _counted(run: Run, key: str, name: str, about: str) -> Failure:
+    count = run.counts.of[key]
+    return Failure(name, about, count.total, count.first, count.steps)

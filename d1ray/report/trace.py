@@ -103,7 +103,7 @@ def _names(run: Run, tracks: list[tuple[int, int]]) -> Iterator[Event]:
 
 def _steps(run: Run) -> Iterator[Event]:
     """Spans of the driver and the learner."""
-    for row in run.rl_rows:
+    for row in run.rl_rows():
         known = ("step", "policy_age", "reward", "solved", "updates")
         args: Event = {key: row[key] for key in known if key in row}
         for name, pid in (("step", DRIVER), ("publish", DRIVER), ("validate", DRIVER), ("learn", LEARNER)):

@@ -112,7 +112,7 @@ def by_step(root: Place) -> list[UPath]:
     """Checkpoint folders by step, whole or not. Raises whatever the storage raises, unless ``root`` is no
     folder."""
     try:
-        there = _listed(UPath(root))
+        there = listed(UPath(root))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted((folder for folder in there if STEP.fullmatch(folder.name)), key=step_of)
@@ -139,7 +139,7 @@ def standing_of(folder: Place) -> Standing:
 
 def is_checkpoint(folder: Place) -> bool:
     """Whether a folder holds a manifest."""
-    return folder.is_dir() and any(MANIFEST.fullmatch(file.name) for file in _listed(folder))
+    return folder.is_dir() and any(MANIFEST.fullmatch(file.name) for file in listed(folder))
 
 
 def is_complete(folder: Place) -> bool:
@@ -150,7 +150,7 @@ def is_complete(folder: Place) -> bool:
 def manifest_of(folder: Place) -> dict[str, dict[str, Any]] | None:
     """``{"sha256": ..., "bytes": ...}`` of each file, by its path within the checkpoint; None before all is
     written."""
-    parts = [file for file in _listed(folder) if MANIFEST.fullmatch(file.name)]
+    parts = [file for file in listed(folder) if MANIFEST.fullmatch(file.name)]
     if not parts or len(parts) != int(MANIFEST.fullmatch(parts[0].name)[1]):  # type: ignore[index]
         return None
     return {name: entry for part in parts for name, entry in json.loads(part.read_text()).items()}
@@ -207,7 +207,7 @@ def digest(file: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
-def _listed(folder: Place) -> list[Any]:
+def listed(folder: Place) -> list[Any]:
     """What a folder holds. Unlike a glob it passes over no error, and over no cached list."""
     if isinstance(folder, Path):
         return list(folder.iterdir())

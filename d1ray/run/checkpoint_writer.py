@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from d1ray.models.sharding import ranks, whole
 from d1ray.models.tokenizer import save_tokenizer
 from d1ray.run.atomic import sync, write_atomically
 from d1ray.run.checkpoint import ADAPTER, MODEL, Place, digest, folder_of, prune, remove
+from d1ray.run.claims import Claim, check
 
 
 class CheckpointWriter:
@@ -42,6 +43,11 @@ class CheckpointWriter:
         keep: so many checkpoints are left in the end.
         best: a step whose checkpoint is left as well.
         base: the folder of the model that an adapted ``model`` adapts.
+        claims: what allows to write there. They are checked before anything is removed, and before each file
+            that counts: what a writer of the last owner leaves never becomes a checkpoint.
+
+    Raises:
+        LeaseLost: a claim is no longer in force.
 
     Once it returns, model and tensors may change.
     """
@@ -57,10 +63,13 @@ class CheckpointWriter:
         keep: int,
         best: int | None = None,
         base: Path | None = None,
+        claims: Sequence[Claim] = (),
     ):
         self.root, self.step, self.keep, self.best = root, step, keep, best
         self.folder = folder_of(root, step)
         self.model, self.tokenizer, self.state, self.base = model, tokenizer, dict(state), base
+        self.claims = claims
+        check(claims)
         self.world, self.rank = ranks()
         if self.rank == 0:
             remove(self.folder)
@@ -86,10 +95,12 @@ class CheckpointWriter:
         """Waits until all ranks have written, and removes the checkpoints that are no longer kept.
 
         Raises:
+            LeaseLost: a claim is no longer in force.
             RunFailed: a rank could not write; those before are left as they are.
         """
         self.thread.join()
         errors = told_by_all(self.error)
+        check(self.claims)
         if any(errors):
             said = next(filter(None, errors))
             raise RunFailed(f"the checkpoint {self.folder} cannot be written: {said}; make room there")
@@ -123,6 +134,7 @@ class CheckpointWriter:
             with tempfile.TemporaryDirectory(prefix="d1ray-") as place:
                 for file in self._write_to(Path(place)):
                     target = self.folder / str(file.relative_to(place))
+                    check(self.claims)
                     target.fs.put_file(str(file), target.path)
         except Exception as error:  # for whoever calls finish
             self.error = f"{type(error).__name__}: {error}"
@@ -130,6 +142,7 @@ class CheckpointWriter:
             self.files.clear()
 
     def _write_to(self, folder: Path) -> list[Path]:
+        check(self.claims)
         (folder / "model").mkdir(exist_ok=True)
         written = []
         for name, tensors in self.files.items():
@@ -145,6 +158,7 @@ class CheckpointWriter:
             sync(path)
         manifest = folder / f"manifest-{self.rank + 1:05d}-of-{self.world:05d}.json"
         text = json.dumps({str(file.relative_to(folder)): digest(file) for file in written}, indent=2)
+        check(self.claims)
         write_atomically(manifest, text)
         return [*written, manifest]
 
@@ -166,7 +180,7 @@ class CheckpointWriter:
         return [*described, state]
 
 
-def save(
+def save(  # noqa: PLR0913 - as of the writer
     root: Place,
     step: int,
     model: DiffusionLM,
@@ -175,9 +189,10 @@ def save(
     state: Mapping[str, Any],
     keep: int,
     base: Path | None = None,
+    claims: Sequence[Claim] = (),
 ) -> Place:
     """Writes a checkpoint and waits for it; every rank calls it. Arguments as of ``CheckpointWriter``."""
-    return CheckpointWriter(root, step, model, tokenizer, tensors, state, keep, base=base).finish()
+    return CheckpointWriter(root, step, model, tokenizer, tensors, state, keep, None, base, claims).finish()
 
 
 def dealt(tensors: Mapping[str, Tensor], parts: int) -> list[list[str]]:

@@ -2,9 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,36 +11,34 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from d1ray.run.history import History, Series
 from d1ray.run.summary import StageResult, stage_labels
-
-Rows: TypeAlias = Sequence[Mapping[str, Any]]
-Series: TypeAlias = tuple[list[float], list[float]]
 
 PHASES = ("generate", "score", "logprob", "learn", "publish")
 BLUE, ORANGE, GREEN, RED, GREY = "#2f6db3", "#e07b2a", "#2e9960", "#c8443c", "#8a8f98"
 PHASE_COLOURS = (BLUE, "#8fb8de", ORANGE, GREEN, "#b39ddb")
 
 
-def draw_curves(metrics: Rows, path: Path, results: Sequence[StageResult] | None = None) -> None:
-    """Draws the rows of ``metrics.jsonl``, and the final ``results`` if given, to the PNG ``path``.
+def draw_curves(history: History, path: Path, results: Sequence[StageResult] | None = None) -> None:
+    """Draws a run's metrics, and the final ``results`` if given, to the PNG ``path``.
 
     A panel without data is left out; with none at all the picture says that nothing was recorded, so
-    that ``path`` always exists afterwards. Missing, null and non-finite values are left out.
+    that ``path`` always exists afterwards. Of a long run a point is the mean of several steps, in a band
+    from the lowest to the highest of them.
     """
     panels: list[Callable[[Axes], None]] = []
-    rl = [row for row in metrics if row.get("stage") == "rl"]
-    losses = _losses(metrics)
+    losses = {stage: loss for (stage, key), loss in history.series.items() if key == "loss" and stage != "rl"}
     if losses:
         panels.append(lambda axes: _draw_losses(axes, losses))
-    if (reward := _series(rl, "reward"))[0]:
+    if reward := history.of("rl", "reward"):
         panels.append(lambda axes: _draw_reward(axes, reward))
-    if (validation := _series(rl, "validation_solved"))[0]:
+    if validation := history.of("rl", "validation_solved"):
         panels.append(lambda axes: _draw_validation(axes, validation))
-    kl, clip = _series(rl, "kl"), _series(rl, "clip_fraction")
-    if kl[0] or clip[0]:
+    kl, clip = history.of("rl", "kl"), history.of("rl", "clip_fraction")
+    if kl or clip:
         panels.append(lambda axes: _draw_kl_and_clip(axes, kl, clip))
-    seconds = {phase: _series(rl, f"seconds_{phase}") for phase in PHASES}
-    if any(steps for steps, _ in seconds.values()):
+    seconds = {phase: history.phases[phase] for phase in PHASES if history.of("rl", f"seconds_{phase}")}
+    if seconds:
         panels.append(lambda axes: _draw_seconds(axes, seconds))
     measured = [result for result in results or () if result.n]
     if measured:
@@ -56,35 +53,23 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     return [float((sums[end] - sums[start]) / (end - start)) for end, start in enumerate(starts, start=1)]
 
 
-def best_point(series: Series) -> tuple[float, float]:
-    """The step and value of the highest point, the earliest if several are equally high."""
-    steps, values = series
-    best = max(range(len(values)), key=lambda i: (values[i], -i))
-    return steps[best], values[best]
+def _points(series: Series, scale: float = 1) -> tuple[list[float], list[float]]:
+    """Steps and means."""
+    return [(one.first + one.last) / 2 for one in series.bins], [scale * one.mean for one in series.bins]
 
 
-def _series(rows: Iterable[Mapping[str, Any]], key: str) -> Series:
-    """Steps and values of the rows that have a finite number under ``key``."""
-    steps, values = [], []
-    for row in rows:
-        step, value = row.get("step"), row.get(key)
-        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
-            steps.append(float(step))
-            values.append(float(value))
-    return steps, values
-
-
-def _losses(metrics: Rows) -> dict[str, Series]:
-    stages = dict.fromkeys(str(row["stage"]) for row in metrics if row.get("stage") not in (None, "rl"))
-    series = {
-        stage: _series((row for row in metrics if row.get("stage") == stage), "loss") for stage in stages
-    }
-    return {stage: points for stage, points in series.items() if points[0]}
+def _band(axes: Axes, series: Series, colour: str, scale: float = 1) -> None:
+    """From the lowest to the highest, where a point is of several steps."""
+    if series.width > 1:
+        low, high = ([scale * getattr(one, end) for one in series.bins] for end in ("low", "high"))
+        axes.fill_between(_points(series)[0], low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _draw_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
-    for (stage, (steps, values)), colour in zip(losses.items(), _cycle(len(losses)), strict=True):
+    for (stage, series), colour in zip(losses.items(), _cycle(len(losses)), strict=True):
+        steps, values = _points(series)
         line = smoothed(values, max(1, len(values) // 30))
+        _band(axes, series, colour)
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps, line, _marker(steps), color=colour, label={"sft": "SFT"}.get(stage, stage))
     axes.set_ylim(bottom=0)
@@ -92,17 +77,19 @@ def _draw_losses(axes: Axes, losses: Mapping[str, Series]) -> None:
 
 
 def _draw_reward(axes: Axes, reward: Series) -> None:
-    steps, values = reward
+    steps, values = _points(reward)
     window = max(2, len(values) // 10)
-    axes.plot(steps, values, ".", color=BLUE, alpha=0.35, label="step")
-    axes.plot(steps, smoothed(values, window), color=BLUE, label=f"mean of {window} steps")
+    _band(axes, reward, BLUE)
+    axes.plot(steps, values, ".", color=BLUE, alpha=0.35, label=_each(reward))
+    axes.plot(steps, smoothed(values, window), color=BLUE, label=f"mean of {window * reward.width:,} steps")
     _label(axes, "RL: mean reward of a step", legend=True)
 
 
 def _draw_validation(axes: Axes, validation: Series) -> None:
-    steps, values = validation
-    step, value = best_point(validation)
-    axes.plot(steps, [100 * v for v in values], "o-", color=GREEN, markersize=4)
+    assert validation.best is not None
+    step, value = validation.best
+    _band(axes, validation, GREEN, 100)
+    axes.plot(*_points(validation, 100), "o-" if validation.width == 1 else "-", color=GREEN, markersize=4)
     axes.plot(
         step,
         100 * value,
@@ -118,32 +105,31 @@ def _draw_validation(axes: Axes, validation: Series) -> None:
 
 def _draw_kl_and_clip(axes: Axes, kl: Series, clip: Series) -> None:
     lines = []
-    if kl[0]:
-        lines += axes.plot(*kl, _marker(kl[0]), color=BLUE, label="KL to the reference")
-    if clip[0]:
-        own = axes.twinx() if kl[0] else axes
-        lines += own.plot(
-            clip[0], [100 * v for v in clip[1]], _marker(clip[0]), color=RED, alpha=0.7, label="clipped, %"
-        )
-        own.set_ylim(0, max(1e-3, 130 * max(clip[1])))  # room for the legend
-        own.tick_params(labelsize=8, labelcolor=RED if kl[0] else "black")
+    if kl:
+        _band(axes, kl, BLUE)
+        lines += axes.plot(*_points(kl), _marker(kl.bins), color=BLUE, label="KL to the reference")
+    if clip:
+        own = axes.twinx() if kl else axes
+        _band(own, clip, RED, 100)
+        lines += own.plot(*_points(clip, 100), _marker(clip.bins), color=RED, alpha=0.7, label="clipped, %")
+        own.set_ylim(0, max(1e-3, 130 * max(one.high for one in clip.bins)))  # room for the legend
+        own.tick_params(labelsize=8, labelcolor=RED if kl else "black")
         own.spines["top"].set_visible(False)
-    if kl[0]:
-        axes.set_ylim(min(0.0, *kl[1]), max(1e-6, 1.3 * max(kl[1])))
+    if kl:
+        lowest, highest = min(one.low for one in kl.bins), max(one.high for one in kl.bins)
+        axes.set_ylim(min(0.0, lowest), max(1e-6, 1.3 * highest))
     _label(axes, "RL: KL and clip fraction")
     axes.legend(handles=lines, frameon=False, fontsize=8, loc="upper left", ncols=2)
 
 
 def _draw_seconds(axes: Axes, seconds: Mapping[str, Series]) -> None:
     """Bars stacked in the order of the phases; a phase not measured in a step has no height there."""
-    steps = sorted({step for points, _ in seconds.values() for step in points})
-    bottom = np.zeros(len(steps))
-    for (phase, (points, values)), colour in zip(seconds.items(), PHASE_COLOURS, strict=True):
-        if points:
-            measured = dict(zip(points, values, strict=True))
-            heights = np.array([measured.get(step, 0.0) for step in steps])
-            axes.bar(steps, heights, bottom=bottom, width=1.0, color=colour, label=phase)
-            bottom += heights
+    bottom = np.zeros(len(next(iter(seconds.values())).bins))  # all have the same steps
+    for phase, colour in zip(PHASES, PHASE_COLOURS, strict=True):
+        if series := seconds.get(phase):
+            steps, means = _points(series)
+            axes.bar(steps, means, bottom=bottom, width=series.width, color=colour, label=phase)
+            bottom += np.array(means)
     axes.set_ylim(0, max(1e-3, 1.25 * float(bottom.max())))  # room for the legend
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
     _label(axes, "RL: seconds of a step by phase")
@@ -164,7 +150,11 @@ def _draw_results(axes: Axes, results: Sequence[StageResult]) -> None:
     _label(axes, "Held-out puzzles solved, % (95 % interval)", xlabel="")
 
 
-def _marker(steps: Sequence[float]) -> str:
+def _each(series: Series) -> str:
+    return "step" if series.width == 1 else f"{series.width:,} steps, lowest to highest"
+
+
+def _marker(steps: Sequence[object]) -> str:
     """A line, with dots while it is so short that it might not be seen."""
     return "-" if len(steps) > 5 else ".-"
 

@@ -7,9 +7,6 @@ goes on in the same tracked run, whose id is kept in the run folder.
 
 import importlib.util
 import json
-import logging
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
@@ -20,8 +17,8 @@ from d1ray.config.cluster import TrackingConfig
 from d1ray.config.errors import ConfigError
 from d1ray.config.run import Config
 from d1ray.run.atomic import write_atomically
+from d1ray.run.sender import Sender
 
-logger = logging.getLogger(__name__)
 CLOSE_S = 60  # for a server to take the rest of a run
 MLFLOW_VALUE, MLFLOW_PARAMS = 6000, 100  # characters of a parameter, and parameters a call, that MLflow takes
 
@@ -29,8 +26,8 @@ MLFLOW_VALUE, MLFLOW_PARAMS = 6000, 100  # characters of a parameter, and parame
 class Tracker(Protocol):
     """Where numbers go."""
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Takes a metrics row."""
+    def log(self, row: Mapping[str, Any], at: float) -> None:
+        """Takes a metrics row, logged at a Unix time."""
 
     def close(self) -> None:
         """Ends the tracked run."""
@@ -51,7 +48,7 @@ class WandB:
             config=dict(config),
         )
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: Mapping[str, Any], at: float) -> None:
         stage = row["stage"]
         self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         self.run.log(numbers_of(row) | {f"{stage}/step": row["step"]})
@@ -80,13 +77,12 @@ class MLflow:
 
         self.id = _run_id(run_dir, "mlflow", create)
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: Mapping[str, Any], at: float) -> None:
         from mlflow.entities import Metric
 
-        now = int(1000 * time.time())
         metrics = [
             # A store of files has `rl/reward` as a file: it cannot be a folder, too.
-            Metric(key.replace("reward/", "reward."), value, now, int(row["step"]))
+            Metric(key.replace("reward/", "reward."), value, int(1000 * at), int(row["step"]))
             for key, value in numbers_of(row).items()
         ]
         self.client.log_batch(self.id, metrics=metrics)
@@ -96,7 +92,7 @@ class MLflow:
 
 
 class Trackers:
-    """The trackers that a run asks for. One that fails is left out from then on: no run ends for it.
+    """The trackers that a run asks for, each fed by a thread of its own: no run waits or ends for one.
 
     Raises:
         ConfigError: one cannot be had at the start.
@@ -105,40 +101,28 @@ class Trackers:
     def __init__(self, config: Config):
         assert config.run_dir is not None
         settings = config.model_dump(mode="json", exclude={"tracking", "run_dir", "about"})
-        self.trackers: list[Tracker] = []
+        self.senders: list[Sender] = []
         kinds: dict[str, type[WandB | MLflow]] = {"wandb": WandB, "mlflow": MLflow}
         for name, kind in kinds.items():
             where = getattr(config.tracking, name)
             if where is None:
                 continue
             try:
-                self.trackers.append(kind(where, config.run_dir, settings))
+                self.senders.append(Sender(kind.__name__, kind(where, config.run_dir, settings)))
             except Exception as error:  # whatever its package makes of a wrong address or a missing key
                 raise ConfigError(f"tracking.{name}={where} cannot be used: {error}") from error
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Hands a metrics row to all of them."""
-        for tracker in list(self.trackers):
-            try:
-                tracker.log(row)
-            except Exception as error:  # whatever a network or a server does
-                self.trackers.remove(tracker)
-                logger.warning("%s is left out from now on: %s", type(tracker).__name__, error)
+        """Hands a metrics row to all of them, and returns at once."""
+        for sender in self.senders:
+            sender.put(row)
 
     def close(self) -> None:
-        """Ends the tracked runs, each within ``CLOSE_S``."""
-        for tracker in self.trackers:
-            closing = threading.Thread(target=self._close, args=(tracker,), daemon=True)
-            closing.start()
-            closing.join(CLOSE_S)
-            if closing.is_alive():
-                logger.warning("%s does not take the end of the run", type(tracker).__name__)
-
-    def _close(self, tracker: Tracker) -> None:
-        try:
-            tracker.close()
-        except Exception as error:  # as in ``log``
-            logger.warning("%s did not take the end of the run: %s", type(tracker).__name__, error)
+        """Sends what waits and ends the tracked runs, each within ``CLOSE_S``."""
+        for sender in self.senders:
+            sender.end()
+        for sender in self.senders:
+            sender.join(CLOSE_S)
 
 
 def check_trackers(tracking: TrackingConfig) -> None:

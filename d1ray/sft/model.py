@@ -18,6 +18,7 @@ from d1ray.models.save import save_model
 from d1ray.models.sharding import is_sharded, unsharded
 from d1ray.run import checkpoint, checkpoint_tensors, checkpoint_writer
 from d1ray.run.checkpoint import Place
+from d1ray.run.claims import Claim
 from d1ray.sft.demonstrations import Phase
 
 
@@ -89,7 +90,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     tokenizer: PreTrainedTokenizerBase,
     base: Path,
+    claims: Sequence[Claim] = (),
 ) -> None:
-    """Writes a checkpoint; every rank calls it."""
+    """Writes a checkpoint; every rank calls it. ``claims`` as of ``CheckpointWriter``."""
     tensors = {"optimizer": checkpoint_tensors.optimizer_tensors(optimizer)}
-    checkpoint_writer.save(root, state["step"], model, tokenizer, tensors, state, 1, base)
+    checkpoint_writer.save(root, state["step"], model, tokenizer, tensors, state, 1, base, claims)

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from d1ray.report import curves as module
-from d1ray.report.curves import OF_MEANS, OF_SHARES, OF_VALIDATION, curves
+from d1ray.report.curves import OF_BINS, OF_MEANS, OF_SHARES, OF_VALIDATION, curves
 from d1ray.report.report import report
 from d1ray.report.runs import Run, read_runs
 from d1ray.report.statistics import ANY_SIGN, mean_band, share_band, step_statistics
+from d1ray.run.history import Series
 
 MakeRun = Callable[..., Path]
 
@@ -140,10 +140,21 @@ def test_the_losses_of_supervised_stages_are_curves_of_their_own(make_run: MakeR
     assert curve["sft/loss"]["shown"]  # something is
 
 
-def test_long_curves_are_thinned_evenly(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_POINTS", 3)
-    curve = drawn(*read_runs([make_run(rows=[{"stage": "rl", "step": s, "kl": 1.0} for s in range(1, 10)])]))
-    assert curve["kl"]["runs"][0]["steps"] == [1, 5, 9]
+def test_a_long_curve_is_of_means_between_the_lowest_and_the_highest(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Series.__init__, "__defaults__", (3,))
+    rows = [{"stage": "rl", "step": s, "kl": float(s), "validation_solved": 0.5} for s in range(1, 10)]
+    curve = drawn(*read_runs([make_run(rows=rows)]))
+    # 4 steps a point: 1 to 3, 4 to 7, 8 and 9.
+    assert curve["kl"]["runs"][0] == {
+        "steps": [2, 5, 8],
+        "values": [2.0, 5.5, 8.5],
+        "low": [1.0, 4.0, 8.0],
+        "high": [3.0, 7.0, 9.0],
+        "extremes": True,
+    }
+    assert curve["kl"]["band"] == curve["validation_solved"]["band"] == OF_BINS
 
 
 def test_signs_are_counted_by_step_and_group(make_run: MakeRun) -> None:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from d1ray.config.errors import UserError
-from d1ray.report.runs import distinct_names, evenly, read_runs, read_table
+from d1ray.report.runs import distinct_names, evenly, over_steps, read_runs, read_table
 
 MakeRun = Callable[..., Path]
 
@@ -40,7 +40,7 @@ def test_the_line_that_is_being_written_is_left_out(make_run: MakeRun) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "rl", "st')
     (run,) = read_runs([folder])
-    assert [row["step"] for row in run.rl_rows] == [0, 1, 2]
+    assert [row["step"] for row in run.rl_rows()] == [0, 1, 2]
     assert (folder / "metrics.jsonl").read_text().endswith('"st')  # and the file is left alone
 
 
@@ -101,3 +101,11 @@ def test_an_even_choice_keeps_both_ends() -> None:
     assert evenly(range(10), 4) == [0, 3, 6, 9]
     assert evenly([1, 2], 5) == [1, 2]
     assert evenly([1, 2, 3], 1) == [1]
+
+
+def test_steps_are_chosen_evenly_over_the_run_wherever_more_completions_were_kept() -> None:
+    files = [Path(f"step-{step:05d}.parquet") for step in (*range(8, 96, 8), *range(96, 105))]
+    assert [int(file.stem[5:]) for file in over_steps(files, 5)] == [8, 32, 56, 80, 104]
+    assert [int(file.stem[5:]) for file in over_steps(files, 13)] == [*range(8, 105, 8)]
+    every = [Path(f"step-{step:05d}.parquet") for step in range(1, 102)]
+    assert over_steps(every, 6) == evenly(every, 6) and over_steps(every, 200) == every

@@ -58,6 +58,8 @@ def test_seconds_of_the_phases_are_those_of_the_metrics(make_run: MakeRun) -> No
     seconds = phase_seconds(run)
     assert seconds is not None
     assert seconds["steps"] == [1, 2] and seconds["wall"] == [8.0, 8.0]
+    assert seconds["last"] == [1, 2]
+    assert (seconds["sums"]["generate"], seconds["sums"]["step"]) == (12.0, 16.0)
     assert seconds["phases"]["generate"] == [6.0, 6.0] and seconds["phases"]["score"] == [0.75, 0.75]
     assert phase_seconds(read_runs([make_run("none", rows=[])])[0]) is None
 

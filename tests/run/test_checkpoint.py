@@ -3,7 +3,6 @@
 import errno
 import itertools
 import json
-import logging
 import os
 import pathlib
 import pickle
@@ -374,25 +373,6 @@ def test_the_manifest_lists_every_file(save):
 def test_a_checkpoint_moved_elsewhere_is_still_complete(tmp_path, save):
     shutil.move(save(4), tmp_path / "elsewhere")
     assert checkpoint.is_complete(tmp_path / "elsewhere")
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """A bucket of an S3 server on this machine."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "of-a-test")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    root = UPath("s3://checkpoints/run/rl")
-    root.fs.mkdir("checkpoints")
-    yield root
-    server.stop()
 
 
 def test_checkpoints_live_on_object_storage_as_well(bucket, make_text_model, tokenizer):

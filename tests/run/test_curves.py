@@ -4,7 +4,8 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from d1ray.run.curves import best_point, draw_curves, smoothed
+from d1ray.run.curves import draw_curves, smoothed
+from d1ray.run.history import History
 from d1ray.run.summary import summarise
 
 RL_ROW = {"stage": "rl", "reward": 0.5, "kl": 0.01, "clip_fraction": 0.1, "validation_solved": 0.3}
@@ -23,8 +24,8 @@ def test_a_whole_run_is_drawn_as_six_panels(tmp_path):
     ]
     metrics += [{**RL_ROW, **SECONDS, "step": step} for step in range(1, 9)]
     results = [summarise(stage, "sudoku", [(True, 1.0, True, ())]) for stage in ("base", "sft", "rl")]
-    draw_curves(metrics, tmp_path / "all.png", results)
-    draw_curves(metrics[:4], tmp_path / "loss.png")
+    draw_curves(History(metrics), tmp_path / "all.png", results)
+    draw_curves(History(metrics[:4]), tmp_path / "loss.png")
     (height, width), (panel_height, panel_width) = size(tmp_path / "all.png"), size(tmp_path / "loss.png")
     assert (height, width) == (2 * panel_height, 3 * panel_width)
 
@@ -45,7 +46,7 @@ def test_a_whole_run_is_drawn_as_six_panels(tmp_path):
     ],
 )
 def test_short_empty_and_odd_metrics_still_give_a_picture(tmp_path, metrics):
-    draw_curves(metrics, tmp_path / "curves.png", results=[summarise("base", "sudoku", [])])
+    draw_curves(History(metrics), tmp_path / "curves.png", results=[summarise("base", "sudoku", [])])
     assert size(tmp_path / "curves.png") > (100, 100)
     assert [entry.name for entry in tmp_path.iterdir()] == ["curves.png"]
 
@@ -53,7 +54,3 @@ def test_short_empty_and_odd_metrics_still_give_a_picture(tmp_path, metrics):
 def test_smoothing_averages_the_last_values_only():
     assert smoothed([1, 2, 3, 6], window=3) == pytest.approx([1, 1.5, 2, 11 / 3])
     assert smoothed([], window=3) == []
-
-
-def test_the_best_validation_is_the_earliest_of_the_highest():
-    assert best_point(([4, 8, 12, 16], [0.1, 0.7, 0.7, 0.2])) == (8, 0.7)

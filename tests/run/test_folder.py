@@ -14,7 +14,8 @@ from d1ray.config.model import ArchitectureConfig, ModelConfig
 from d1ray.config.rl import RLConfig
 from d1ray.config.run import Config
 from d1ray.config.sft import MaskedTrainingConfig
-from d1ray.run.folder import RunFolder, read_rows
+from d1ray.run.folder import RunFolder
+from d1ray.run.rows import end_with_whole_line, read_rows
 from d1ray.tasks.task import Task
 
 
@@ -38,7 +39,9 @@ def scalars(run: RunFolder, stage: str, key: str) -> list[tuple[int, float]]:
 
 
 def files(path: Path) -> set[str]:
-    return {str(entry.relative_to(path)) for entry in path.rglob("*")}
+    """What a user sees there."""
+    found = {entry.relative_to(path) for entry in path.rglob("*")}
+    return {str(entry) for entry in found if entry.parts[0] != ".lease"}
 
 
 def test_a_new_run_has_its_folders_and_complete_configuration(tmp_path):
@@ -247,3 +250,33 @@ def test_closing_twice_is_harmless(tmp_path):
     run = RunFolder.open(tmp_path, a_config())
     run.close()
     run.close()
+
+
+def test_rollouts_of_a_long_run_are_thinned_and_still_set_aside(tmp_path):
+    with RunFolder.open(tmp_path, a_config()) as run:
+        (run.rollouts / "notes.txt").touch()
+        for step in range(1, 201):
+            (run.rollouts / f"step-{step:05d}.parquet").touch()
+            run.thin_rollouts(step, keep=16)
+            assert len(list(run.rollouts.glob("*.parquet"))) <= 16 + 16 // 8
+        kept = sorted(int(file.stem[5:]) for file in run.rollouts.glob("*.parquet"))
+        assert kept == [*range(32, 193, 32), *range(193, 201)]
+        run.set_rollouts_aside(196)
+        assert sorted(file.name for file in run.rolled_back.iterdir()) == [
+            f"step-{step:05d}.parquet" for step in range(197, 201)
+        ]
+        assert (run.rollouts / "notes.txt").exists()
+
+
+def test_how_many_rollouts_are_kept_may_change_between_starts(tmp_path):
+    RunFolder.open(tmp_path, a_config()).close()
+    RunFolder.open(tmp_path, a_config(rl=RLConfig(steps=5, keep_rollouts=7))).close()
+
+
+@pytest.mark.parametrize("torn", ["", "x", "y" * 200_000])
+def test_only_a_torn_last_line_is_cut_however_long_the_file(tmp_path, torn):
+    whole = "".join(f"{n:0100d}\n" for n in range(3000))
+    for content in ("", whole):
+        (tmp_path / "rows").write_text(content + torn)
+        end_with_whole_line(tmp_path / "rows")
+        assert (tmp_path / "rows").read_text() == content

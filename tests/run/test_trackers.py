@@ -2,12 +2,14 @@
 
 import builtins
 import json
+import time
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from d1ray.config.errors import ConfigError
 from d1ray.config.recipe import load_config
+from d1ray.run import sender
 from d1ray.run.trackers import Trackers, check_trackers
 
 ROWS = [
@@ -65,14 +67,22 @@ def test_wandb_has_the_numbers_in_a_run_that_goes_on(config_of, tmp_path, monkey
         assert text in content
 
 
-def test_a_tracker_that_fails_is_left_out(config_of, tmp_path, monkeypatch, caplog):
+def test_a_tracker_that_fails_has_everything_once_it_works_again(config_of, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setattr(sender, "FIRST_PAUSE_S", 0.05)
     trackers = Trackers(config_of(f"tracking.mlflow=file:{tmp_path / 'mlruns'}"))
     (tmp_path / "mlruns").rename(tmp_path / "gone")
     trackers.log(ROWS[1])
-    assert trackers.trackers == [] and "MLflow is left out from now on" in caplog.text
+    while "MLflow does not take rows" not in caplog.text:
+        time.sleep(0.01)
     trackers.log(ROWS[2])
+    (tmp_path / "gone").rename(tmp_path / "mlruns")
     trackers.close()
+    client = MlflowClient(tracking_uri=f"file:{tmp_path / 'mlruns'}")
+    identity = json.loads((tmp_path / "run" / "trackers.json").read_text())["mlflow"]
+    found = client.get_metric_history(identity, "rl/reward")
+    assert [(m.step, m.value) for m in found] == [(1, 0.25), (2, 0.5)]
+    assert len([r for r in caplog.records if "MLflow" in r.message]) == 1
 
 
 def test_a_tracker_that_cannot_be_had_is_one_clear_error(config_of, monkeypatch):

@@ -14,7 +14,7 @@ function ticks(low, high, count) {
 }
 
 /* The mean of each value and up to window - 1 before it, with the interval of that mean: errors of steps add up
-   as those of independent values do. */
+   as those of independent values do. Where a value is of several steps, from their lowest to their highest. */
 function smoothed(curve, window) {
   if (window === 1) return curve;
   const mean = (from, to, of) => {
@@ -29,6 +29,11 @@ function smoothed(curve, window) {
     const value = mean(from, i, (j) => curve.values[j]);
     result.values.push(value);
     if (!curve.low) return;
+    if (curve.extremes) {
+      result.low.push(Math.min(...curve.low.slice(from, i + 1)));
+      result.high.push(Math.max(...curve.high.slice(from, i + 1)));
+      return;
+    }
     let known = true;
     for (let j = from; j <= i; j++) known &&= curve.low[j] != null;
     const spread = (bound) => Math.sqrt(mean(from, i, (j) => (bound[j] - curve.values[j]) ** 2) / (i - from + 1));

@@ -24,14 +24,14 @@ function phasesSection(data) {
   ];
 }
 
-/* At most MOST_BARS bars: each the mean of as many steps as that takes. */
+/* At most MOST_BARS bars: each the mean of as many places of the columns as that takes. */
 function binned(run) {
   const size = Math.ceil(run.steps.length / MOST_BARS), bars = [];
   for (let from = 0; from < run.steps.length; from += size) {
     const to = Math.min(from + size, run.steps.length);
     const mean = (values) => values.slice(from, to).reduce((sum, v) => sum + v, 0) / (to - from);
     const phases = Object.keys(PHASE_NAMES).map((phase) => [phase, mean(run.phases[phase])]);
-    bars.push({ first: run.steps[from], last: run.steps[to - 1], phases, total: phases.reduce((sum, [, v]) => sum + v, 0), wall: mean(run.wall) });
+    bars.push({ first: run.steps[from], last: run.last[to - 1], phases, total: phases.reduce((sum, [, v]) => sum + v, 0), wall: mean(run.wall) });
   }
   return bars;
 }
@@ -111,9 +111,8 @@ function phaseBars(run, peak, name) {
 }
 
 function phaseTable(run) {
-  const sum = (values) => values.reduce((total, v) => total + v, 0);
-  const totals = Object.keys(PHASE_NAMES).map((phase) => [phase, sum(run.phases[phase])]);
-  const whole = sum(totals.map(([, seconds]) => seconds)) || 1;
+  const totals = Object.keys(PHASE_NAMES).map((phase) => [phase, run.sums[phase]]);
+  const whole = totals.reduce((total, [, seconds]) => total + seconds, 0) || 1;
   return element(
     "div",
     { class: "phase-totals" },
@@ -128,6 +127,6 @@ function phaseTable(run) {
       element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Phase"), element("th", { scope: "col", class: "number" }, "Total"), element("th", { scope: "col", class: "number" }, "Share"))),
       element("tbody", {}, totals.map(([phase, seconds]) => element("tr", {}, element("th", { scope: "row" }, element("span", { class: `swatch phase-${phase}` }), PHASE_NAMES[phase]), element("td", { class: "number" }, written(seconds, "s")), element("td", { class: "number" }, written(seconds / whole, "share"))))),
     ),
-    element("p", { class: "soft" }, `Wall time of all steps ${written(sum(run.wall), "s")}` + (run.validate ? `, and ${written(run.validate, "s")} of validation.` : ".")),
+    element("p", { class: "soft" }, `Wall time of all steps ${written(run.sums.step, "s")}` + (run.validate ? `, and ${written(run.validate, "s")} of validation.` : ".")),
   );
 }
