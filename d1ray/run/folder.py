@@ -61,6 +61,7 @@ class RunFolder:
         self.models = path / "models"
         self.rolled_back = path / "rolled-back"
         self.saved_path = path / "saved.json"
+        self.dropped_path = path / "dropped.jsonl"
         self.summary_path = path / "summary.json"
         self.curves_path = path / "curves.png"
         end_with_whole_line(self.metrics_path)
@@ -146,7 +147,7 @@ class RunFolder:
     def note_dropped(self, row: Mapping[str, Any]) -> None:
         """Appends a group that was given up to ``dropped.jsonl``."""
         self._check_own()
-        with (self.path / "dropped.jsonl").open("a", encoding="utf-8") as file:
+        with self.dropped_path.open("a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -163,15 +164,9 @@ class RunFolder:
         ``after_step=-1`` moves the whole stage. TensorBoard hides the same steps.
         """
         self._check_own()
-        aside_path = self.rolled_back / "metrics.jsonl"
-        with replacing(self.metrics_path) as unfinished, unfinished.open("w", encoding="utf-8") as kept:
-            for row, line in each_line(self.metrics_path):
-                if row.get("stage") != stage or row["step"] <= after_step:
-                    kept.write(line)
-                    continue
-                self.rolled_back.mkdir(exist_ok=True)
-                with aside_path.open("a", encoding="utf-8") as aside:
-                    aside.write(line)
+        self._set_rows_aside(
+            self.metrics_path, lambda row: row.get("stage") == stage and row["step"] > after_step
+        )
         self._metrics.close()
         self._metrics = self.metrics_path.open("a", encoding="utf-8")
         if stage in self._writers:
@@ -179,8 +174,10 @@ class RunFolder:
         self._purge[stage] = after_step + 1
 
     def set_rollouts_aside(self, after_step: int) -> None:
-        """Moves aside the rollouts of later steps."""
+        """Moves aside the rollouts of later steps, and what was dropped in them."""
         self._check_own()
+        if self.dropped_path.exists():
+            self._set_rows_aside(self.dropped_path, lambda row: row["step"] > after_step)
         for file in sorted(self.rollouts.iterdir()):
             step = ROLLOUTS.fullmatch(file.name)
             if step and int(step[1]) > after_step:
@@ -234,6 +231,17 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _set_rows_aside(self, path: Path, later: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Moves the lines of ``later`` rows to a file of the same name in ``rolled-back``."""
+        with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as kept:
+            for row, line in each_line(path):
+                if not later(row):
+                    kept.write(line)
+                    continue
+                self.rolled_back.mkdir(exist_ok=True)
+                with (self.rolled_back / path.name).open("a", encoding="utf-8") as aside:
+                    aside.write(line)
 
     def _check_own(self) -> None:
         """As ``check``, of this folder alone."""

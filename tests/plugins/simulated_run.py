@@ -385,6 +385,15 @@ class SimulatedFolder:
         at = self.world.dropped_at
         self.world.dropped_at = {group: step for group, step in at.items() if step <= after_step}
 
+    def fence(self) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def thin_rollouts(self, newest: int, keep: int) -> None:
+        pass
+
     def set_rollouts_aside(self, after_step: int) -> None:
         pass
 

@@ -192,6 +192,7 @@ def test_what_is_rolled_back_is_moved_aside(tmp_path):
             run.log(row)
         for step in (1, 2, 3):
             (run.rollouts / f"step-{step:05d}.parquet").write_text(str(step))
+            run.note_dropped({"step": step, "group_id": 10 + step})
         run.truncate_metrics("rl", after_step=1)
         run.set_rollouts_aside(after_step=1)
         run.truncate_metrics("rl", after_step=1)
@@ -200,6 +201,8 @@ def test_what_is_rolled_back_is_moved_aside(tmp_path):
         run.set_rollouts_aside(after_step=1)
         assert run.metrics() == rl_rows(1)
         assert read_rows(tmp_path / "rolled-back" / "metrics.jsonl") == rl_rows(2, 3)
+        assert [row["group_id"] for row in read_rows(tmp_path / "dropped.jsonl")] == [11]
+        assert [row["group_id"] for row in read_rows(tmp_path / "rolled-back" / "dropped.jsonl")] == [12, 13]
     left = sorted(file.name for file in run.rollouts.iterdir())
     assert left == ["step-00001.parquet", "step-00003 copy.parquet"]
     aside = {file.name: file.read_text() for file in (tmp_path / "rolled-back").glob("step-*")}
