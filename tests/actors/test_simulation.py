@@ -22,7 +22,7 @@ from d1ray.programs.recovery import RestartLadder
 from d1ray.programs.training import Training
 from d1ray.run.interrupt import Interrupted
 
-SEEDS, MANY = 300, 10_000
+SEEDS, MANY = 150, 10_000
 WITHIN = 1000  # schedules, in which a bug is found
 
 
