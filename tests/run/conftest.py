@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from s3fs import S3FileSystem
 from upath import UPath
 
 
@@ -19,7 +20,9 @@ def bucket(monkeypatch):
         monkeypatch.setenv(name, "of-a-test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    root = UPath("s3://checkpoints/run/rl")
-    root.fs.mkdir("checkpoints")
+    S3FileSystem.clear_instance_cache()  # that of an earlier server
+    name = f"checkpoints-{port}"  # moto's servers know each other's buckets
+    root = UPath(f"s3://{name}/run/rl")
+    root.fs.mkdir(name)
     yield root
     server.stop()
