@@ -8,9 +8,9 @@ import pytest
 
 from d1ray.config.kinds import load_task
 from d1ray.config.rng import generator
-from d1ray.tasks.checker import judged
 from d1ray.tasks.gym import HASH_ORDERED, evaluates, is_harmless
 from d1ray.tasks.source import open_data
+from d1ray.tasks.verdict import judged
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 
