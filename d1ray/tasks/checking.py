@@ -16,9 +16,13 @@ from types import FrameType
 
 from d1ray.tasks.confine import confine
 from d1ray.tasks.task import Task
-from d1ray.tasks.verdict import OutOfTime, Pair, failed, judged, to_line
+from d1ray.tasks.verdict import Pair, failed, judged_in_memory, to_line
 
 PR_SET_PDEATHSIG = 1
+
+
+class _OutOfTime(BaseException):
+    """Raised by the timer within a check; no ``except Exception`` on the way may swallow it."""
 
 
 def main() -> None:
@@ -51,15 +55,17 @@ def _limit_memory(memory_gb: float) -> None:
 
 
 def _out_of_time(number: int, frame: FrameType | None) -> None:
-    raise OutOfTime
+    raise _OutOfTime
 
 
 def _line(task: Task, pair: Pair, timeout_s: float) -> bytes:
     signal.setitimer(signal.ITIMER_VIRTUAL, timeout_s)
     try:
-        score = judged(task, pair)
-    except OutOfTime:  # between the check's end and the timer's
+        score = judged_in_memory(task, pair)
+    except _OutOfTime:
         score = failed(task, "timeout")
+    except MemoryError:
+        os._exit(1)  # a fresh process tells whether this completion alone takes as much
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return to_line(score)

@@ -14,10 +14,6 @@ MAX_PARSED = 500  # characters of a parsed answer that are kept
 Pair = tuple[Example, str]
 
 
-class OutOfTime(BaseException):
-    """Raised by a timer within a check; no ``except Exception`` on the way may swallow it."""
-
-
 def failed(task: Task, failure: Failure) -> Score:
     """The score of a completion whose check did not end."""
     return Score(dict.fromkeys(task.rewards, 0.0), False, 0.0, False, None, failure)
@@ -26,9 +22,17 @@ def failed(task: Task, failure: Failure) -> Score:
 def judged(task: Task, pair: Pair) -> Score:
     """The score of one completion, made safe to store; an error in the task's ``judge`` counts as a crash."""
     try:
+        return judged_in_memory(task, pair)
+    except MemoryError:
+        return failed(task, "crash")
+
+
+def judged_in_memory(task: Task, pair: Pair) -> Score:
+    """The same, but raises ``MemoryError``, of which other completions may be the reason."""
+    try:
         return _storable(task.score(*pair))
-    except OutOfTime:
-        return failed(task, "timeout")
+    except MemoryError:
+        raise
     except Exception:  # whatever a task's author or a library did not foresee
         return failed(task, "crash")
 

@@ -184,8 +184,8 @@ def secret_faults(objects: Objects) -> Iterator[str]:
 
 
 def reach_faults(objects: Objects) -> Iterator[str]:
-    """Pods that judge what a model wrote, or answer strangers, change nothing on the volume and hold no token."""
-    exposed = [group for group in groups(of_kind(objects, "RayService"))]
+    """Pods that judge what a model wrote, or answer strangers, only read the volume and hold no token."""
+    exposed = [*groups(of_kind(objects, "RayService"))]
     exposed += [g for g in groups(objects) if '"scorer"' in g["rayStartParams"].get("resources", "")]
     for group in exposed:
         name, spec = group.get("groupName", "head"), group["template"]["spec"]

@@ -43,6 +43,11 @@ def in_a_thread(path: str) -> str:
         return str(threads.submit(DEEDS["write"], path).result())
 
 
+def keep(mib: str) -> int:
+    kept.append(bytearray(int(mib) << 20))
+    return len(kept)
+
+
 def hijack(answer: str) -> str:
     """Answers in the process's place, through the socket it finds, and then with something else."""
     [owner] = [found for found in gc.get_objects() if type(found) is socket.socket]
@@ -50,6 +55,7 @@ def hijack(answer: str) -> str:
     os._exit(0)
 
 
+kept: list[bytearray] = []
 DEEDS: dict[str, Callable[[str], object]] = {
     "write": lambda path: Path(path).write_text("pwned"),
     "append": append,
@@ -74,6 +80,8 @@ DEEDS: dict[str, Callable[[str], object]] = {
     "zone": lambda _: zoneinfo.ZoneInfo("Europe/Paris"),
     "null": lambda _: Path(os.devnull).write_text("x"),
     "hijack": hijack,
+    "keep": keep,
+    "pid": lambda _: os.getpid(),
 }
 
 
@@ -115,6 +123,11 @@ class Evil(Task):
             case "surrogate":
                 return Score({"r": 1.0}, True, 1.0, True, parsed="\ud800" + "x" * 10_000)
         return Score({"r": 1.0}, True, 1.0, True, parsed=text)
+
+
+class Unprepared(Evil):
+    def prepare(self) -> None:
+        raise RuntimeError("no data set here")
 
 
 class Free(Evil):
