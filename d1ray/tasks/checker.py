@@ -62,11 +62,10 @@ class Checker:
 
     def __init__(self, task: Task, timeout_s: float = 3.0, memory_gb: float = 2.0, processes: int = 1):
         self.task, self.timeout_s, self.memory_gb = task, timeout_s, memory_gb
-        self._threads = ThreadPoolExecutor(
-            processes, "checker"
-        )  # a process ends with the thread that began it
-        self._idle: LifoQueue[_Process | None] = LifoQueue()  # None: a place where one may start
-        for _ in range(processes):
+        # Of as many threads as processes, which last as long: a process ends with the thread that began it.
+        self._threads = ThreadPoolExecutor(processes, "checker")
+        self._idle: LifoQueue[_Process | None] = LifoQueue()
+        for _ in range(processes):  # places where one may start
             self._idle.put(None)
         self._running: set[_Process] = set()
         self._closed = False
@@ -129,8 +128,9 @@ class Checker:
         for _ in range(STARTS):
             process = _Process()
             self._running.add(process)
-            if self._closed:  # before this one could be seen
+            if self._closed:  # maybe before this one could be seen
                 process.end()
+                raise RuntimeError("the checker is closed")
             if process.prepare(self.task, self.timeout_s, self.memory_gb):
                 _say(process.unconfined)
                 return process

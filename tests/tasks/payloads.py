@@ -7,6 +7,67 @@ import random
 from urllib.parse import quote
 
 SPLICED = 0.2  # share of those put into a right answer
+PLAIN = 0.3  # share of those of the pieces that a scorer which evaluates may see
+
+PIECES = [
+    *(
+        "x",
+        "C",
+        "S",
+        "N",
+        "E",
+        "I",
+        "O",
+        "_",
+        "pi",
+        "sin",
+        "exp",
+        "sqrt",
+        "log",
+        "open",
+        "exit",
+        "help",
+        "print",
+    ),
+    *(
+        "import",
+        "lambda",
+        "not",
+        "in",
+        "is",
+        "if",
+        "else",
+        "for",
+        "await",
+        "yield",
+        "del",
+        "assert",
+        "return",
+    ),
+    *(
+        "0",
+        "1",
+        "2.5",
+        "3e2",
+        ".5",
+        "1.",
+        "(",
+        ")",
+        "(",
+        ")",
+        "[",
+        "]",
+        "[",
+        "]",
+        ",",
+        "+",
+        "-",
+        "*",
+        "/",
+        "^",
+        "=",
+    ),
+]
 
 DEEDS = [
     "__import__('os').system('touch {canary}')",
@@ -137,8 +198,24 @@ FRAMES = [
 ]
 
 
+def plain(rng: random.Random) -> str:
+    """Words, numbers, arithmetic and brackets in any order, mostly balanced; a power at most."""
+    pieces = [rng.choice(PIECES) for _ in range(rng.randrange(1, 12))]
+    if rng.random() < 0.5:
+        pieces = [p for p in pieces if p not in "()[]"]
+        place = rng.randrange(len(pieces) + 1)
+        pieces[place:] = [rng.choice(("(", "[", "sin (", "x (")), *pieces[place:], ")"]
+        if "[" in pieces[place]:
+            pieces[-1] = "]"
+    if rng.random() < 0.2:
+        pieces += ["**", "2"]
+    return " ".join(pieces)
+
+
 def payload(rng: random.Random, canary: str, secret: str, right: str) -> str:
     """One completion: a deed, encoded, quoted and nested, at times within a right answer."""
+    if rng.random() < PLAIN:
+        return rng.choice(FRAMES).format(plain(rng))
     text = rng.choice(DEEDS).format(canary=canary, secret=secret)
     text = rng.choice(ENCODINGS)(text)
     for _ in range(rng.choice((0, 1, 1, 2))):

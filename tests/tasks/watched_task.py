@@ -7,6 +7,7 @@ import dis
 import os
 import re
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType
@@ -29,6 +30,8 @@ COMPUTES = {  # what code made of an answer may call: what sympy's parser writes
 ACTS = re.compile(
     r"LOAD_(ATTR|METHOD|BUILD)|IMPORT|STORE_(NAME|GLOBAL|ATTR|SUBSCR)|MAKE_FUNCTION|BINARY_SUBSCR|RAISE"
 )
+# Whose own code comes as text: data classes and named tuples in an import, and polynomials of sympy.
+OWN = re.compile(r"<frozen importlib|sympy/polys/monomials\.py")
 
 
 class Watched(Task):
@@ -98,8 +101,17 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
             _deeds.append(f"open {path}")
     elif DEEDS.fullmatch(event):
         _deeds.append(event)
-    elif event == "exec" and not Path(arguments[0].co_filename).is_file() and (why := _acts(arguments[0])):
-        _deeds.append(f"exec {why}")
+    elif event == "exec" and not Path(arguments[0].co_filename).is_file():
+        why = _acts(arguments[0])
+        if why and not OWN.search(" ".join(_callers())):
+            _deeds.append(f"exec {why}")
+
+
+def _callers() -> Iterator[str]:
+    frame = sys._getframe()
+    while frame.f_back:
+        frame = frame.f_back
+        yield frame.f_code.co_filename
 
 
 def _acts(code: CodeType) -> str:
