@@ -127,10 +127,14 @@ def _acts(code: CodeType) -> str:
         name for name in code.co_names if "__" in name or (calls and len(name) > 1 and name not in COMPUTES)
     ]
     strange += [
-        const for const in code.co_consts if isinstance(const, str | bytes | CodeType) and not _is_name(const)
+        const for const in code.co_consts if isinstance(const, str | bytes | CodeType) and not _is_atom(const)
     ]
     return ", ".join(map(repr, strange))
 
 
-def _is_name(const: object) -> bool:
-    return isinstance(const, str) and const.isidentifier() and "__" not in const
+def _is_atom(const: object) -> bool:
+    """A name or a number, of which sympy's parser makes a symbol or a float."""
+    return (
+        isinstance(const, str)
+        and re.fullmatch(r"(?!__)[A-Za-z_]\w{,9}|[\d.]+(e[-+]?\d+)?", const) is not None
+    )
