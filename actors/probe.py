@@ -10,6 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from d1ray.config.kinds import load_task
+from d1ray.tasks.checker import Checker
+
 PACKAGES = ("d1ray", "ray", "torch", "transformers", "pyarrow", "peft")
 
 
@@ -30,12 +33,18 @@ class Probe:
             "gpu_memory": [gpu.total_memory for gpu in gpus],
         }
 
-    def sees(self, folder: Path, name: str, said: str) -> str:
-        """Reads the driver's file in ``folder`` and writes one of its own; "" or what went wrong."""
+    def unconfined(self) -> str:
+        """What a check of a completion could do here that it should not, as a sentence; "" where nothing."""
+        with Checker(load_task("countdown")) as checker:
+            return checker.unconfined()
+
+    def sees(self, folder: Path, name: str, said: str, writes: bool = True) -> str:
+        """Reads the driver's file in ``folder``, and ``writes`` one of its own; "" or what went wrong."""
         try:
             if (folder / name).read_text() != said:
                 return f"{folder / name} holds something else than what the driver wrote"
-            (folder / f"{name}.{os.getpid()}").write_text(said)
+            if writes:
+                (folder / f"{name}.{os.getpid()}").write_text(said)
         except OSError as error:
             return f"{error}"
         return ""

@@ -45,7 +45,8 @@ def examine(config: Config) -> list[Finding]:
             lambda: _authentication(),
             lambda: _placement(config),
             lambda: _nodes(config, probes),
-            lambda: _storage(config, probes),
+            lambda: _storage(config, nodes, probes),
+            lambda: _checks(nodes, probes),
             lambda: _ports(nodes, probes),
             lambda: _object_store(nodes, needs),
             lambda: _memory(config, needs),
@@ -131,8 +132,8 @@ def _nodes(config: Config, probes: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _storage(config: Config, probes: dict[str, Any]) -> Iterator[Finding]:
-    """Whether all nodes see one run folder, and can write to it."""
+def _storage(config: Config, nodes: list[dict[str, Any]], probes: dict[str, Any]) -> Iterator[Finding]:
+    """Whether all nodes see one run folder and can write to it; where only scorers are placed, read it."""
     assert config.run_dir is not None
     folder, said = config.run_dir.parent, uuid.uuid4().hex
     name = f".d1ray-doctor-{said}"
@@ -142,15 +143,35 @@ def _storage(config: Config, probes: dict[str, Any]) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("storage", "failed", f"{folder} cannot be written: {error}; set run_dir=DIR")
         return
+    reading = {node["NodeID"] for node in nodes if _only_scores(config, node)}
     try:
-        answers = ray.get([p.sees.remote(folder, name, said) for p in probes.values()], timeout=PROBE_S)
+        answers = ray.get(
+            [probe.sees.remote(folder, name, said, node not in reading) for node, probe in probes.items()],
+            timeout=PROBE_S,
+        )
     finally:
         for file in folder.glob(f"{name}*"):
             file.unlink(missing_ok=True)
     for wrong in filter(None, answers):
         yield Finding("storage", "failed", f"{wrong}; put run_dir on storage that every node shares")
     if not any(answers):
-        yield Finding("storage", "ok", f"{len(probes)} node(s) read and write {folder}")
+        yield Finding("storage", "ok", f"{len(probes) - len(reading)} node(s) read and write {folder}")
+
+
+def _only_scores(config: Config, node: dict[str, Any]) -> bool:
+    scorer, learner = config.cluster.scorer_resources, config.cluster.learner_resources
+    has = node["Resources"].keys()
+    return bool(scorer) and scorer.keys() <= has and bool(learner) and not learner.keys() <= has
+
+
+def _checks(nodes: list[dict[str, Any]], probes: dict[str, Any]) -> Iterator[Finding]:
+    """Whether the processes that check completions are confined."""
+    said = ray.get([probes[node["NodeID"]].unconfined.remote() for node in nodes], timeout=PROBE_S)
+    for sentence in sorted(set(filter(None, said))):
+        where = ", ".join(n["NodeManagerHostname"] for n, s in zip(nodes, said, strict=True) if s == sentence)
+        yield Finding("checks", "warning", f"not fully confined on {where}: {sentence} (docs/security.md)")
+    if not any(said):
+        yield Finding("checks", "ok", f"{len(nodes)} node(s) keep checks from files, network and programs")
 
 
 def _ports(nodes: list[dict[str, Any]], probes: dict[str, Any]) -> Iterator[Finding]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pyarrow as pa
 
 from d1ray.rl import schema
-from d1ray.tasks.checker import judged
 from d1ray.tasks.task import Example, Score, Task
+from d1ray.tasks.verdict import judged
 
 Check = Callable[[Sequence[tuple[Example, str]]], list[Score]]
 

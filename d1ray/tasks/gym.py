@@ -39,7 +39,10 @@ EVALUATE_NO_ANSWER = {  # only what they made themselves
     "number_sorting",
     "propositional_logic",
 }
-FUNCTIONS = {"sin", "cos", "tan", "exp", "log", "sqrt"}
+FUNCTIONS = {
+    *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+    *("exp", "log", "ln", "sqrt", "erf", "Abs"),
+}
 NAME, NUMBER = r"[A-Za-z_][A-Za-z0-9_]*", r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 TOKENS = re.compile(rf"{NUMBER}|{NAME}|[-+*/^=,()\[\]]|[ \t\r\n]+|(?P<other>.)", re.DOTALL)
 
@@ -149,8 +152,9 @@ def gym_class(name: str) -> type[Task]:
 def is_harmless(answer: str) -> bool:
     """Whether evaluating ``answer`` as code, once or again and again, can do nothing but compute a value.
 
-    It holds numbers, ASCII names, arithmetic and lists: no string, no attribute, no index, no dunder, and no
-    call but of a few functions. Where it has brackets, names are single letters, those functions and ``pi``.
+    It holds numbers, names, arithmetic and lists: no string, no attribute, no index, no dunder, and no call
+    but of a few functions. Names are single letters, those functions and ``pi``; where there are no brackets,
+    words in capitals, too, which no keyword of Python is.
     """
     if len(answer) > MAX_CODE or "__" in answer:
         return False
@@ -163,8 +167,8 @@ def is_harmless(answer: str) -> bool:
         is_call = token == "(" and before not in FUNCTIONS
         if ends_value and (is_call or token == "[" or (before[-1] == "." and token[0].isalpha())):
             return False
-    words = {token for token in tokens if len(token) > 1 and token[0] not in ".0123456789"}
-    return not {"(", "["} & set(tokens) or words <= {*FUNCTIONS, "pi"}
+    words = {token for token in tokens if re.match("[A-Za-z_].", token)} - FUNCTIONS - {"pi"}
+    return not words or (not {"(", "["} & set(tokens) and all(re.fullmatch("[A-Z]+", word) for word in words))
 
 
 @lru_cache(maxsize=64)

@@ -75,6 +75,7 @@ class Task(Named):
     placeholders: ClassVar[tuple[str, ...]] = ()  # names that every template holds, e.g. "puzzle"
     rewards: ClassVar[tuple[str, ...]] = ()  # names of the components that ``judge`` gives
     hub: ClassVar[tuple[str, str | None] | None] = None  # data set on the hub, and which of its subsets
+    confined: ClassVar[bool] = True  # False: ``judge`` needs the network, files or programs (tasks.confine)
 
     template: str = Field(description="the user's turn, with {placeholders}")
     prefill: str = Field("", description="what the assistant's turn begins with, e.g. <reasoning>")

@@ -186,6 +186,24 @@ def secret_faults(objects: Objects) -> Iterator[str]:
                 yield f"the value of {variable['name']} is in the manifests"
 
 
+def reach_faults(objects: Objects) -> Iterator[str]:
+    """Pods that judge what a model wrote, or answer strangers, only read the volume and hold no token."""
+    exposed = [*groups(of_kind(objects, "RayService"))]
+    exposed += [g for g in groups(objects) if '"scorer"' in g["rayStartParams"].get("resources", "")]
+    for group in exposed:
+        name, spec = group.get("groupName", "head"), group["template"]["spec"]
+        claims = {volume["name"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume}
+        for container in spec["containers"]:
+            for mount in container["volumeMounts"]:
+                if mount["name"] in claims and not mount.get("readOnly"):
+                    yield f"{name}: may write to {mount['mountPath']}"
+            for variable in container.get("env", []):
+                if "secretKeyRef" in variable.get("valueFrom", {}):
+                    yield f"{name}: holds {variable['name']}"
+            if any("secretRef" in source for source in container.get("envFrom", [])):
+                yield f"{name}: holds all of a Secret"
+
+
 def network_faults(objects: Objects) -> Iterator[str]:
     policies = of_kind(objects, "NetworkPolicy")
     key, value = PART
@@ -295,8 +313,8 @@ def monitor_faults(objects: Objects) -> Iterator[str]:
 
 def faults(objects: Objects) -> list[str]:
     """Everything that is wrong."""
-    rules = (job_faults, cluster_faults, security_faults, secret_faults, network_faults, queue_faults)
-    return [fault for rule in (*rules, monitor_faults) for fault in rule(objects)]
+    rules = (job_faults, cluster_faults, security_faults, secret_faults, reach_faults, network_faults)
+    return [fault for rule in (*rules, queue_faults, monitor_faults) for fault in rule(objects)]
 
 
 def main() -> None:

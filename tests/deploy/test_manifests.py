@@ -119,6 +119,8 @@ def test_pods_get_as_long_to_stop_as_runs_take(built: dict[str, Objects]) -> Non
 
 GROUP = "rayClusterSpec.workerGroupSpecs.0"
 POD = f"{GROUP}.template.spec"
+SCORER = "rayClusterSpec.workerGroupSpecs.1.template.spec"
+TOKEN = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "d1ray-hub", "key": "token"}}}
 HEAD = "rayClusterSpec.headGroupSpec"
 PLANTED: list[tuple[str, Any, str]] = [
     ("submissionMode", "k8sJobMode", "none of KubeRay's"),
@@ -151,6 +153,10 @@ PLANTED: list[tuple[str, Any, str]] = [
     (f"{POD}.containers.0.resources.requests", None, "no requests"),
     (f"{POD}.containers.0.securityContext.privileged", True, "gain privileges"),
     (f"{POD}.containers.0.env.1", {"name": "HF_TOKEN", "value": "hf_x"}, "value of HF_TOKEN"),
+    (f"{SCORER}.automountServiceAccountToken", True, "token of the Kubernetes API"),
+    (f"{SCORER}.containers.0.volumeMounts.0.readOnly", None, "scorers: may write to /mnt/d1ray"),
+    (f"{SCORER}.containers.0.env", [TOKEN], "scorers: holds HF_TOKEN"),
+    (f"{SCORER}.containers.0.envFrom", [{"secretRef": {"name": "d1ray-hub"}}], "scorers: holds all of"),
 ]
 TYPOS: list[tuple[str, Any]] = [
     ("backOffLimit", 5),
@@ -191,6 +197,22 @@ def test_a_planted_typo_is_found_by_kuberays_schemas(
     if not SCHEMAS.is_dir():
         pytest.skip(f"KubeRay's schemas are not in {SCHEMAS}")
     assert list(schema_faults(plant(built["gpu-8b"], path, value)))
+
+
+def test_pods_that_meet_strangers_hold_no_token_and_only_read(built: dict[str, Objects]) -> None:
+    """Scorers, and all that serves; the other pods of training write checkpoints, and ask the hub."""
+    met = set()
+    for objects in built.values():
+        for item in check.of_kind(objects, *check.CLUSTER_FIELD, "RayCluster"):
+            for group in check.groups([item]):
+                name = group.get("groupName", "head")
+                [container] = group["template"]["spec"]["containers"]
+                [volume] = [mount for mount in container["volumeMounts"] if mount["name"] == "runs"]
+                held = {variable["name"] for variable in container.get("env", []) if "valueFrom" in variable}
+                exposed = name == "scorers" or item["kind"] == "RayService"
+                assert (volume.get("readOnly", False), held) == (exposed, set() if exposed else {"HF_TOKEN"})
+                met.add((item["kind"], name))
+    assert met >= {("RayJob", "scorers"), ("RayCluster", "scorers"), ("RayService", "replicas")}
 
 
 def test_an_open_policy_is_found(built: dict[str, Objects]) -> None:

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from d1ray.config.recipe import load_config
-from d1ray.programs.doctor import examine
+from d1ray.programs.doctor import Finding, _storage, examine
+from d1ray.tasks import landlock
 
 
 def outcomes(findings: list) -> dict[str, str]:
@@ -15,8 +18,10 @@ def outcomes(findings: list) -> dict[str, str]:
 
 def test_a_cluster_that_can_run_the_recipe_passes(ray_cluster: None, tmp_path: Path) -> None:
     findings = examine(load_config("sudoku-tiny", [f"run_dir={tmp_path / 'runs' / 'a'}"]))
-    assert set(outcomes(findings).values()) == {"ok"}, findings
-    assert set(outcomes(findings)) == {
+    found = outcomes(findings)
+    assert found.pop("checks") == ("ok" if landlock.version() else "warning"), findings
+    assert set(found.values()) == {"ok"}, findings
+    assert set(found) == {
         *("authentication", "resources", "versions", "node", "storage", "network", "object store", "estimate")
     }
     assert not list((tmp_path / "runs").iterdir())
@@ -36,6 +41,30 @@ def test_a_run_folder_that_cannot_be_written_is_a_failure(ray_cluster: None, tmp
     (tmp_path / "file").write_text("no folder")
     findings = examine(load_config("sudoku-tiny", [f"run_dir={tmp_path / 'file' / 'runs' / 'a'}"]))
     assert outcomes(findings)["storage"] == "failed"
+
+
+def test_a_node_for_scorers_alone_need_not_write_the_run_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each node's probe sees the file; it is asked to write one unless only scorers are placed there."""
+    asked: dict[str, bool] = {}
+
+    class Seeing:
+        def __init__(self, node: str) -> None:
+            self.node, self.sees = node, self
+
+        def remote(self, folder: Path, name: str, said: str, writes: bool) -> str:
+            asked[self.node] = writes
+            return "" if (folder / name).read_text() == said else "another"
+
+    monkeypatch.setattr("ray.get", lambda answers, timeout: answers)
+    places = ["cluster.scorer_resources={scorer: 1}", "cluster.learner_resources={learner: 1}"]
+    config = load_config("sudoku-tiny", [f"run_dir={tmp_path / 'a'}", *places])
+    has = {"generators": {"generator": 1}, "scorers": {"scorer": 1}, "both": {"scorer": 1, "learner": 1}}
+    nodes = [{"NodeID": name, "Resources": {"CPU": 1, **resources}} for name, resources in has.items()]
+    [finding] = _storage(config, nodes, {name: Seeing(name) for name in has})
+    assert asked == {"generators": True, "scorers": False, "both": True}
+    assert finding == Finding("storage", "ok", f"2 node(s) read and write {tmp_path}")
 
 
 def test_the_command_fails_where_a_check_does(no_process_left_behind: None, tmp_path: Path) -> None:

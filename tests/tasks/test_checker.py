@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import psutil
 import pytest
 
 from d1ray.config.kinds import load_task
-from d1ray.tasks.checker import Checker
+from d1ray.tasks import checker as checker_module
+from d1ray.tasks.checker import CHUNK, Checker
 from d1ray.tasks.task import Example
 
 HERE = Path(__file__).parent
@@ -53,6 +55,41 @@ def test_hangs_crashes_and_bombs_score_nothing_and_their_neighbours_score(evil):
     assert all(s.reward == (0.0 if s.failure else 1.0) and s.correct == (not s.failure) for s in scores)
     assert scores[7].parsed == "?" + "x" * 499
     assert again[0].parsed == "d"
+
+
+def test_a_process_is_replaced_after_so_many_checks_and_nothing_is_lost(evil, monkeypatch):
+    monkeypatch.setattr(checker_module, "RECYCLE", 2 * CHUNK)
+    with Checker(evil) as checker:
+        scores = checker.check([(EXAMPLE, f"pid {i}") for i in range(5 * CHUNK + 1)])
+    pids = [score.parsed for score in scores]
+    runs = [len(list(run)) for _, run in groupby(pids)]
+    assert runs == [2 * CHUNK, 2 * CHUNK, CHUNK + 1] and len(set(pids)) == 3
+    assert not any(score.failure for score in scores)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+@pytest.mark.parametrize("recycle", [CHUNK, 100 * CHUNK])
+def test_what_checks_leave_in_memory_fails_no_later_one(evil, monkeypatch, recycle):
+    """Also where a process is not replaced by count, but because its memory is used up."""
+    monkeypatch.setattr(checker_module, "RECYCLE", recycle)
+    with Checker(evil, memory_gb=0.5) as checker:
+        scores = checker.check([(EXAMPLE, "keep 4")] * (5 * CHUNK))  # 640 MiB
+    assert {score.failure for score in scores} == {""}
+
+
+def test_a_task_that_cannot_prepare_says_so(evil, capfd):
+    import evil_task
+
+    with Checker(evil_task.Unprepared()) as checker, pytest.raises(RuntimeError, match="checks evil starts"):
+        checker.check([(EXAMPLE, "a")])
+    assert "no data set here" in capfd.readouterr().err
+
+
+def test_a_closed_checker_checks_nothing(evil):
+    checker = Checker(evil)
+    checker.close()
+    with pytest.raises(RuntimeError):
+        checker.check([(EXAMPLE, "a")])
 
 
 def test_the_checking_process_has_no_secrets_in_its_environment(evil, monkeypatch):

@@ -8,9 +8,9 @@ import pytest
 
 from d1ray.config.kinds import load_task
 from d1ray.config.rng import generator
-from d1ray.tasks.checker import judged
 from d1ray.tasks.gym import HASH_ORDERED, evaluates, is_harmless
 from d1ray.tasks.source import open_data
+from d1ray.tasks.verdict import judged
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 
@@ -127,6 +127,7 @@ def test_what_could_run_reaches_no_scorer_that_evaluates(payload):
         ("[[1, 2], ['Q', '_']]", False),
         ("1.5e-3*exp(-x) + .5", True),
         ("2*pi*sqrt(3)", True),
+        ("x*atan(x) - ln(x**2 + 1)/2", True),
         ("x__class__", False),
         ("1.real", False),
         ("(1).real", False),
@@ -135,6 +136,12 @@ def test_what_could_run_reaches_no_scorer_that_evaluates(payload):
         ("2(x + 1)", False),
         ("ABCDAE", True),
         ("_ Q _", True),
+        ("lambda 1", False),
+        ("print in x", False),
+        ("open", False),
+        ("None", False),
+        ("ABC[DE]", False),
+        ("_open + 1", False),
         ("open(1)", False),
         ("x.y(2)", False),
         ("(lambda: 1)()", False),
