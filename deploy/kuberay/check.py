@@ -186,7 +186,7 @@ def secret_faults(objects: Objects) -> Iterator[str]:
                 yield f"the value of {variable['name']} is in the manifests"
 
 
-def reach_faults(objects: Objects) -> Iterator[str]:
+def exposure_faults(objects: Objects) -> Iterator[str]:
     """Pods that judge what a model wrote, or answer strangers, only read the volume and hold no token."""
     exposed = [*groups(of_kind(objects, "RayService"))]
     exposed += [g for g in groups(objects) if '"scorer"' in g["rayStartParams"].get("resources", "")]
@@ -313,7 +313,7 @@ def monitor_faults(objects: Objects) -> Iterator[str]:
 
 def faults(objects: Objects) -> list[str]:
     """Everything that is wrong."""
-    rules = (job_faults, cluster_faults, security_faults, secret_faults, reach_faults, network_faults)
+    rules = (job_faults, cluster_faults, security_faults, secret_faults, exposure_faults, network_faults)
     return [fault for rule in (*rules, queue_faults, monitor_faults) for fault in rule(objects)]
 
 
