@@ -24,7 +24,7 @@ from actors.failures import (
     one_line,
 )
 from actors.learner import Learner, Standing
-from actors.placement import at, label, learner_rank, placed
+from actors.placement import at, is_leaving, label, learner_rank, placed
 from actors.policy import PolicyRef, Weights
 from actors.pool import Pool
 from d1ray.config.errors import RunFailed
@@ -83,6 +83,7 @@ class LearnerGang:
             kind = learner_rank(c)
             if kind.bundle and places is None:  # a part of a gang would only hold what others need
                 places = self.group = placed(kind, placement_s or c.placement_s, patience)
+            self.places = places
             rank, run = ray.remote(Learner), label(config)
             for number in range(c.learners):
                 options: dict[str, Any] = {
@@ -159,6 +160,10 @@ class LearnerGang:
     def write_model(self, saved: Place | None, folder: Path) -> None:
         """Writes the policy of a checkpoint, or for None the start model, as a Hugging Face folder."""
         self._of_first([self.actors[0].write_model.remote(saved, folder)], "write_model")
+
+    def is_leaving(self) -> bool:
+        """Whether a rank's node has been told to go."""
+        return self.places is not None and is_leaving(self.places)
 
     def close(self) -> None:
         """Kills the ranks and gives their place back."""

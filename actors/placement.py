@@ -10,7 +10,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from d1ray.config.cluster import ClusterConfig
@@ -208,6 +213,17 @@ def shared_places(
         yield group
     finally:
         remove_placement_group(group)
+
+
+def is_leaving(places: PlacementGroup) -> bool:
+    """Whether a node of ``places`` has been told to go: a spot node before it is taken back, or one that an
+    autoscaler removes."""
+    from ray._private.state import state
+
+    leaving = state.get_draining_nodes()
+    return bool(leaving) and not leaving.keys().isdisjoint(
+        placement_group_table(places)["bundles_to_node_id"].values()
+    )
 
 
 def label(config: Config) -> str:

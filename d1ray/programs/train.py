@@ -40,7 +40,8 @@ def loop(run: Training) -> None:
         if state.step % rl.validate_every == 0 or state.step == rl.steps:
             metrics |= run.validate()
         run.log(metrics)
-        if state.step in (state.best_step, rl.steps) or state.step % rl.checkpoint_every == 0:
+        due = state.step in (state.best_step, rl.steps) or state.step % rl.checkpoint_every == 0
+        if due or run.learner.is_leaving():
             run.save()
 
 

@@ -341,6 +341,9 @@ class SimulatedGang:
     def write_model(self, saved: Any, folder: Path) -> None:
         pass
 
+    def is_leaving(self) -> bool:
+        return self.world.random.random() < 0.05
+
     def close(self) -> None:
         self.world.watched = None
 

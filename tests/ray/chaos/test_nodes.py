@@ -15,6 +15,7 @@ from small_runs import trained
 from warm_workers import warm_workers
 
 from d1ray.config.recipe import load_config
+from d1ray.run import checkpoint
 
 STEPS, SLOW_S = 20, 120
 SETTINGS = [
@@ -40,6 +41,16 @@ class Nodes:
 
     def add(self, **resources: float) -> Any:
         return self.cluster.add_node(num_cpus=1, resources=resources, object_store_memory=200 * 2**20)
+
+    def tell_to_go(self, node: Any) -> None:
+        """As a cloud does before it takes a spot node back."""
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2
+
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        end_ms = int((time.time() + 300) * 1000)
+        gcs = GcsClient(address=self.cluster.address)
+        assert gcs.drain_node(node.node_id, reason, "taken back", end_ms)[0]
 
     def kill(self, node: Any) -> None:
         self.cluster.remove_node(node, allow_graceful=False)
@@ -118,14 +129,21 @@ def scenarios_on(nodes: Nodes, overrides: list[str], folder: Path, found: dict[s
     run = folder / "learner"
     killed: list[Any] = []
 
-    def kill_the_learner_s() -> bool:
+    def tell_the_learner_s_to_go() -> bool:
         killed.extend(node for node in learning if holds(node, "ray::Learner"))
-        nodes.kill(killed[0])
+        nodes.tell_to_go(killed[0])
         return True
 
-    found["learner"] = train(
-        [*overrides, "rl.steps=4", "cluster.generators=1"], run, acts(run, (3, kill_the_learner_s))
-    )
+    def kill_it_once_a_checkpoint_is_there() -> bool:
+        saved = checkpoint.newest_step(run / "checkpoints" / "rl")
+        if saved:
+            found["saved before"] = saved
+            nodes.kill(killed[0])
+        return saved > 0
+
+    told = acts(run, (2, tell_the_learner_s_to_go), (3, kill_it_once_a_checkpoint_is_there))
+    seldom = ["rl.checkpoint_every=100", "rl.validate_every=100"]  # but for the node that goes
+    found["learner"] = train([*overrides, *seldom, "rl.steps=6", "cluster.generators=1"], run, told)
     found["killed"] = len(killed) == 1
 
     # The place of a generator and of the learner is found anew, on the third node that has both.
@@ -167,13 +185,13 @@ def test_a_generator_joins_with_its_node_and_takes_over_when_the_other_s_node_di
 
 
 @pytest.mark.timeout(480)
-def test_the_learner_is_rebuilt_elsewhere_when_its_node_dies(
+def test_the_learner_saves_when_its_node_has_to_go_and_is_rebuilt_elsewhere_when_that_dies(
     found: dict[str, Any], undisturbed: Callable[[int], Any]
 ) -> None:
-    assert found["killed"]
-    assert identical(found["learner"], undisturbed(4))
+    assert found["killed"] and 0 < found["saved before"] < 6
+    assert identical(found["learner"], undisturbed(6))
     rows = (found["folder"] / "learner" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [json.loads(row)["step"] for row in rows] == list(range(7))
 
 
 @pytest.mark.timeout(480)
