@@ -20,7 +20,7 @@ def model_folder(path: Path) -> Path:
     """The model folder behind a model folder, a checkpoint or a run folder; a hub id stays as it is.
 
     Raises:
-        ModelError: it is none of them.
+        ModelError: it is none of them, or a checkpoint's model is not as it was written.
     """
     if local_or_hub(path) == path and not path.is_absolute():
         return path
@@ -33,6 +33,9 @@ def model_folder(path: Path) -> Path:
         raise ModelError(
             f"{path} is no model folder, checkpoint, run folder or hub id (org/name): no config.json in it"
         )
+    within = found.absolute().parent
+    if checkpoint.is_checkpoint(within) and not checkpoint.is_complete(within, "model/"):
+        raise ModelError(f"{within} does not match its manifest: the checkpoint is damaged; use another one")
     return found.absolute()
 
 

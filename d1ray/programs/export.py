@@ -14,7 +14,6 @@ from d1ray.models.hub import is_adapter_folder
 from d1ray.models.load import check_weights, load_model
 from d1ray.models.save import save_model
 from d1ray.models.tokenizer import load_tokenizer
-from d1ray.run import checkpoint
 
 Form = Literal["merged", "peft"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,8 +38,6 @@ def export(
     Raises:
         ModelError: the source is damaged or no model, ``target`` is there already, or there is no adapter.
     """
-    if checkpoint.is_checkpoint(source) and not checkpoint.is_complete(source):
-        raise ModelError(f"{source} does not match its manifest: the checkpoint is damaged; use another one")
     folder = model_folder(source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} is there already; give a new folder, or remove it first")

@@ -1,6 +1,9 @@
-"""How often a lost learner is built again."""
+"""How often a lost learner is built again, and that a run whose checkpoints are gone does not begin anew."""
 
 from actors.failures import LearnerLost
+from d1ray.config.errors import DataError
+from d1ray.run.checkpoint import Place
+from d1ray.run.folder import RunFolder
 
 
 class RestartLadder:
@@ -33,3 +36,12 @@ class RestartLadder:
         self.rebuilds += 1
         if self._in_vain > self.most:
             raise error
+
+
+def refuse_to_begin_again(run: RunFolder, stage: str, checkpoints: Place) -> None:
+    """Raises ``DataError`` if checkpoints of ``stage`` were written; call it where none is to be found."""
+    if saved := run.saved_step(stage):
+        raise DataError(
+            f"{run.path} has saved a checkpoint of step {saved} ({stage}), but {checkpoints} holds none that is "
+            f"whole: mount it, or correct checkpoint_path; or remove {run.saved_path} to begin again"
+        )

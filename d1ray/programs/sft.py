@@ -20,6 +20,7 @@ from actors.bulletin import Bulletin
 from actors.sft_worker import train_worker
 from d1ray.config.errors import RunFailed, UserError
 from d1ray.config.run import Config
+from d1ray.programs.recovery import refuse_to_begin_again
 from d1ray.run import checkpoint
 from d1ray.run.folder import RunFolder
 from d1ray.run.interrupt import Interrupted
@@ -61,6 +62,9 @@ def train_phases(
     c = config.cluster
     root = config.checkpoint_root("sft")
     resume = resumable(root, phases)
+    if resume is None:
+        for phase in phases:
+            refuse_to_begin_again(run, phase.stage, root)
     position = checkpoint.load_state(resume) if resume else {"phase": phases[0].number, "step": 0}
     for phase in phases:
         if phase.number >= position["phase"]:
@@ -109,8 +113,13 @@ def train_phases(
     for failure in failures:
         raise cause_of(failure)
     if interrupt():
+        if saved := resumable(root, phases):
+            state = checkpoint.load_state(saved)
+            run.note_saved(next(p.stage for p in phases if p.number == state["phase"]), state["step"])
         raise Interrupted
     run.check()
+    for phase in phases:
+        run.note_saved(phase.stage, 0)
     checkpoint.remove(root)  # the models are saved; a later phase must not resume from here
 
 
@@ -171,7 +180,9 @@ def follow(
                     stage = stack.enter_context(
                         progress.stage(phase.stage, phase.config.steps, row["step"] - 1)
                     )
-                step = row["step"]
+                step, every = row["step"], phase.config.checkpoint_every
+                if every and step > every and step % every == 1 % every:
+                    run.note_saved(phase.stage, step - 1)  # it is written before the next step begins
                 run.log(row)
                 assert stage is not None
                 stage.update(row["step"], row)

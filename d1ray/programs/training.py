@@ -15,12 +15,12 @@ from actors.gauges import Gauges
 from actors.learner_gang import LearnerGang
 from actors.policy import PolicyRef
 from actors.pools import Pools, opened_pools
-from d1ray.config.errors import DataError, RunFailed, UserError
+from d1ray.config.errors import RunFailed, UserError
 from d1ray.config.rl import RLConfig
 from d1ray.config.run import Config
 from d1ray.models.tokenizer import load_tokenizer
 from d1ray.programs.evaluate import Tokenizer, evaluate, prompt_of
-from d1ray.programs.recovery import RestartLadder
+from d1ray.programs.recovery import RestartLadder, refuse_to_begin_again
 from d1ray.programs.step_metrics import Metrics, rollout_metrics
 from d1ray.rl.mismatch import exact_sampling
 from d1ray.rl.rollout import Prompt, Request
@@ -111,7 +111,7 @@ def training_of(job: Job, ladder: RestartLadder, gauges: Gauges | None) -> Itera
         job.run.fence()  # the ranks before may still be there, out of reach
     resume = checkpoint.latest(job.checkpoints)
     if resume is None:
-        refuse_to_begin_again(job)
+        refuse_to_begin_again(job.run, "rl", job.checkpoints)
     state = State(**checkpoint.load_state(resume)["driver"]) if resume else State()
     state.incarnation = ladder.begins(state.step, state.incarnation)
     job.run.truncate_metrics("rl", state.step or -1)
@@ -144,16 +144,6 @@ def training_of(job: Job, ladder: RestartLadder, gauges: Gauges | None) -> Itera
     ):
         job.run.check()  # so what claims the ranks found are this run's
         yield Training(job, state, learner, buffer, stage)
-
-
-def refuse_to_begin_again(job: Job) -> None:
-    """Raises ``DataError`` if checkpoints were written, of which none is to be found."""
-    if saved := job.run.saved_step("rl"):
-        raise DataError(
-            f"{job.run.path} has saved a checkpoint of step {saved}, but {job.checkpoints} holds none "
-            f"that is whole: mount it, or correct checkpoint_path; "
-            f"or remove {job.run.saved_path} to begin again"
-        )
 
 
 class Training:

@@ -142,9 +142,10 @@ def is_checkpoint(folder: Place) -> bool:
     return folder.is_dir() and any(MANIFEST.fullmatch(file.name) for file in listed(folder))
 
 
-def is_complete(folder: Place) -> bool:
-    """Whether every file of the manifests is there: with its SHA-256, or on remote storage with its size."""
-    return _reading(folder, lambda: standing_of(folder) is Standing.WHOLE and _unchanged(folder))
+def is_complete(folder: Place, within: str = "") -> bool:
+    """Whether every file of the manifests is there: with its SHA-256, or on remote storage with its size.
+    Hashes are of files whose names begin ``within``."""
+    return _reading(folder, lambda: standing_of(folder) is Standing.WHOLE and _unchanged(folder, within))
 
 
 def manifest_of(folder: Place) -> dict[str, dict[str, Any]] | None:
@@ -215,11 +216,12 @@ def listed(folder: Place) -> list[Any]:
     return [folder / PurePosixPath(name).name for name in folder.fs.ls(folder.path, detail=False)]
 
 
-def _check(folder: Path, whose: Place) -> None:
-    """Raises ``DataError`` unless all is as the manifests say."""
+def _check(folder: Path, whose: Place, within: str = "") -> None:
+    """Raises ``DataError`` unless all that begins ``within`` is as the manifests say."""
     try:
         files = manifest_of(folder)
-        damaged = ["its manifest"] if files is None else _damaged(folder, files)
+        named = {name: entry for name, entry in (files or {}).items() if name.startswith(within)}
+        damaged = ["its manifest"] if files is None else _damaged(folder, named)
     except (FileNotFoundError, ValueError, AttributeError) as error:
         raise DataError(f"{whose} is damaged: {error}; remove the checkpoint") from error
     if damaged:
@@ -249,11 +251,11 @@ def _reading(place: Place, look: Callable[[], Seen]) -> Seen:
     raise AssertionError
 
 
-def _unchanged(folder: Place) -> bool:
+def _unchanged(folder: Place, within: str = "") -> bool:
     """Whether the files have their SHA-256; of remote storage ``fetched`` looks at that."""
     if isinstance(folder, Path):
         try:
-            _check(folder, folder)
+            _check(folder, folder, within)
         except DataError:
             return False
     return True

@@ -7,6 +7,7 @@ import torch
 
 from d1ray.config.errors import ModelError
 from d1ray.config.lora import LoRAConfig
+from d1ray.evaluation.config import model_folder
 from d1ray.models.character_tokenizer import character_tokenizer
 from d1ray.models.initialise import initialise
 from d1ray.models.llada import LLaDA
@@ -93,5 +94,8 @@ def test_what_cannot_be_exported_says_why_and_leaves_nothing(adapted, tmp_path):
     (folder / "model" / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="does not match its manifest"):
         export(folder, tmp_path / "out")
+    for place in (folder, folder / "model"):  # as `evaluate` and `serve` ask
+        with pytest.raises(ModelError, match="does not match its manifest"):
+            model_folder(place)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*"))

@@ -10,9 +10,9 @@ import pytest
 from actors.failures import LearnerLost
 from d1ray.config.errors import DataError, RunFailed
 from d1ray.config.recipe import load_config
-from d1ray.programs.recovery import RestartLadder
+from d1ray.programs.recovery import RestartLadder, refuse_to_begin_again
 from d1ray.programs.sft import NEEDLESS, leave_out_helpers
-from d1ray.programs.training import State, Training, refuse_to_begin_again
+from d1ray.programs.training import State, Training
 from d1ray.run import checkpoint_writer
 from d1ray.run.folder import RunFolder
 
@@ -56,11 +56,13 @@ def test_a_learner_that_may_not_be_rebuilt_is_not():
 def test_a_run_whose_checkpoints_are_out_of_reach_is_not_begun_again(tmp_path: Path) -> None:
     """A volume that is not mounted looks like an empty folder; the run's own folder knows better."""
     with RunFolder.open(tmp_path / "run", load_config("sudoku-tiny", [])) as run:
-        job: Any = SimpleNamespace(run=run, checkpoints=tmp_path / "mount" / "rl")
-        refuse_to_begin_again(job)  # nothing was ever saved
+        refuse_to_begin_again(run, "rl", tmp_path / "mount" / "rl")  # nothing was ever saved
         run.note_saved("rl", 12)
-        with pytest.raises(DataError, match=r"step 12, but .*mount/rl holds none .*remove .*saved.json"):
-            refuse_to_begin_again(job)
+        with pytest.raises(
+            DataError, match=r"step 12 \(rl\), but .*mount/rl holds none .*remove .*saved.json"
+        ):
+            refuse_to_begin_again(run, "rl", tmp_path / "mount" / "rl")
+        refuse_to_begin_again(run, "sft", tmp_path / "mount" / "sft")
 
 
 def test_the_model_is_that_of_the_best_step_or_it_is_said_of_which(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import threading
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from actors.generator import Generator
 from actors.policy import policy_of_folder
 from actors.pools import Pools
 from actors.retry import BUDGETS
+from d1ray.config.errors import DataError
 from d1ray.config.recipe import load_config
 from d1ray.config.run import Config
 from d1ray.diffusion.masked_loss import MaskedDiffusionLoss
@@ -540,4 +542,10 @@ def test_interrupted_sft_checkpoints_and_continues_bit_identically(
         supervised(config, lambda: True)
     stopped = checkpoint.latest(tmp_path / "parts" / "checkpoints" / "sft")
     assert stopped is not None and checkpoint.load_state(stopped)["step"] < 4
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    checkpoints.rename(tmp_path / "elsewhere")  # a volume that is not mounted
+    with pytest.raises(DataError, match=r"has saved a checkpoint of step \d \(sft\), but"):
+        supervised(config)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    (tmp_path / "elsewhere").rename(checkpoints)
     assert identical(supervised(config), whole)
