@@ -42,6 +42,6 @@ def refuse_to_begin_again(run: RunFolder, stage: str, checkpoints: Place) -> Non
     """Raises ``DataError`` if checkpoints of ``stage`` were written; call it where none is to be found."""
     if saved := run.saved_step(stage):
         raise DataError(
-            f"{run.path} has saved a checkpoint of step {saved} ({stage}), but {checkpoints} holds none that is "
-            f"whole: mount it, or correct checkpoint_path; or remove {run.saved_path} to begin again"
+            f"{run.path} has saved a checkpoint of step {saved} ({stage}), but {checkpoints} holds none that "
+            f"is whole: mount it, or correct checkpoint_path; or remove {run.saved_path} to begin again"
         )
