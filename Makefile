@@ -57,11 +57,11 @@ BESIDE_EACH_OTHER = --numprocesses auto --dist loadfile
 TWO_AT_A_TIME = --numprocesses 2 --dist loadfile
 
 test: build/installed/.stamp ## all tests but soaks, against the installed wheel (TESTS=tests/rl, ARGS="-k name")
-	$(PYTEST) $(addprefix '$(CURDIR)'/,$(TESTS)) -m 'not ray' $(BESIDE_EACH_OTHER) $(ARGS) || [ $$? = 5 ]
+	$(PYTEST) $(addprefix '$(CURDIR)'/,$(TESTS)) -m 'not ray and not soak' $(BESIDE_EACH_OTHER) $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) $(addprefix '$(CURDIR)'/,$(TESTS)) -m 'ray and not soak' $(TWO_AT_A_TIME) $(ARGS) || [ $$? = 5 ]
 
 test-unit: build/installed/.stamp ## the fast tests: no Ray, nothing slow
-	$(PYTEST) '$(CURDIR)/tests' -m 'not ray and not slow' $(BESIDE_EACH_OTHER) $(ARGS)
+	$(PYTEST) '$(CURDIR)/tests' -m 'not ray and not slow and not soak' $(BESIDE_EACH_OTHER) $(ARGS)
 
 soak: build/installed/.stamp ## what `make test` does in short, for minutes: random kills in a long run
 	$(PYTEST) '$(CURDIR)/tests' -m soak -s $(ARGS)

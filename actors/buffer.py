@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import ray
@@ -27,16 +28,16 @@ from actors.failures import (
 from actors.overdue import Overdue
 from actors.policy import PolicyRef
 from actors.pool import Pool
-from actors.retry import Answer, answer, no_room_since
-from d1ray.config.errors import UserError
+from actors.retry import Answer, answer, in_a_row_since
+from d1ray.config.errors import RunFailed, UserError
 from d1ray.rl.rollout import Request
 from d1ray.run.interrupt import Interrupted
 
 PAUSE_S = 1.0  # of actors whose node's object store is full
 TURN_S = 0.5  # longest wait between two looks at a signal
 LESS_MEMORY = (
-    "; one completion at a time was too much: shorten rl.sampling.gen_length or data.max_prompt_length, "
-    "lower rl.micro_batch_tokens, or give a generator more memory"
+    "; shorten rl.sampling.gen_length or data.max_prompt_length, lower rl.micro_batch_tokens, or give a "
+    "generator more memory"
 )
 
 
@@ -66,6 +67,7 @@ class RolloutBuffer:
         self.waiting: deque[Call] = deque()
         self.running: dict[ray.ObjectRef, Call] = {}
         self.copied: PolicyRef | None = None  # the newest policy that some node had no room for
+        self.trouble: RunFailed | None = None  # that was met by ``tend``
         self.done = 0  # calls that ended well
         self.reissued = 0
         self.overdue = Overdue(generators, scorers, deadline_s)
@@ -102,6 +104,8 @@ class RolloutBuffer:
         idle_since = time.monotonic()
         if interrupted():  # also when there is nothing to wait for: who is told to go begins nothing more
             raise Interrupted
+        if self.trouble is not None:
+            raise self.trouble
         while not all(call.over for call in self.started[:count]):
             self._collect(TURN_S)
             if interrupted():
@@ -116,8 +120,13 @@ class RolloutBuffer:
         return taken
 
     def tend(self) -> None:
-        """Gives work to whoever is free, without waiting: for a driver that waits for something else."""
-        self._collect(timeout_s=0)
+        """Gives work to whoever is free, without waiting: for a driver that waits for something else. What
+        ends the run is raised by the next ``take``: a step under way may still end."""
+        if self.trouble is None:
+            try:
+                self._collect(timeout_s=0)
+            except RunFailed as error:
+                self.trouble = error
 
     def release(self, calls: list[Call]) -> None:
         """Frees the slots of consumed groups, and drops the references to their tables and policies."""
@@ -181,7 +190,8 @@ class RolloutBuffer:
             call.done_before = self.done
         try:
             told = partial(self._generated, call, len(call.tries))
-            generated = self.generators.call(generator, "generate", call.request, call.loads, ended=told)
+            request = replace(call.request, parts=2 ** call.count(Kind.MEMORY))
+            generated = self.generators.call(generator, "generate", request, call.loads, ended=told)
             call.generated = generated[1]
             refs: list[ray.ObjectRef] = []
             refs += self.scorers.call(scorer, "score", *generated, ended=lambda: self._ended.append(refs[1]))
@@ -245,11 +255,14 @@ class RolloutBuffer:
             self.copied = None
         self.generators.places[call.generator].health.went_well()
         self.scorers.places[call.scorer].health.went_well()
-        for one in call.tries:  # what another could do, these should have done
-            if one.kind is Kind.GROUP and one.scoring and one.scorer != call.scorer:
-                self.scorers.strike(one.scorer, f"{call.name}: {one.said}")
-            elif one.kind is Kind.GROUP and not one.scoring and one.generator != call.generator:
-                self.generators.strike(one.generator, f"{call.name}: {one.said}")
+        for scoring, pool, done_by in (
+            (False, self.generators, call.generator),
+            (True, self.scorers, call.scorer),
+        ):
+            for one in call.tries:  # what another could do, these should have done
+                index = one.scorer if scoring else one.generator
+                if one.scoring is scoring and one.kind in (Kind.GROUP, Kind.SYSTEM) and index != done_by:
+                    pool.strike(index, f"{call.name}: {one.said}", of_process=False)
 
     def _ended_badly(self, call: Call, error: Exception) -> None:
         """Records the try, sees to the actors behind it, and does with the call as ``retry.answer`` says."""
@@ -266,6 +279,8 @@ class RolloutBuffer:
                     f"{self.deadline_s:g} s"
                 )
             pool.pause(index, PAUSE_S)
+        elif kind is Kind.SYSTEM:
+            pool.pause(index, PAUSE_S)
         elif kind in (Kind.LOST, Kind.PREEMPTED):  # either may have died: no more until they answer
             self.generators.lost(call.generator)
             self.scorers.lost(call.scorer)
@@ -278,7 +293,7 @@ class RolloutBuffer:
             call.becomes(Status.WAITING)
             self.waiting.appendleft(call)
         elif kind is Kind.NO_ROOM:
-            waited_s = time.monotonic() - no_room_since(call.tries)
+            waited_s = time.monotonic() - in_a_row_since(call.tries)
             full = f"{call.name} at {where} has no room for its rollouts or weights"
             raise StoreFull(full, waited_s) from error
         else:

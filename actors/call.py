@@ -37,6 +37,9 @@ class Status(Enum):
     DROPPED = "dropped"
 
 
+ITS_PLACE_S = frozenset(
+    {Kind.DEVICE, Kind.MEMORY, Kind.SYSTEM, Kind.GROUP}
+)  # and not, or not only, the call's
 NEXT: Mapping[Status, frozenset[Status]] = {
     Status.WAITING: frozenset({Status.GENERATING}),
     Status.GENERATING: frozenset({Status.SCORING, Status.SCORED, Status.WAITING, Status.DROPPED}),
@@ -97,6 +100,6 @@ class Call:
         return sum(one.kind in kinds for one in self.tries)
 
     def failed_at(self, scoring: bool) -> set[int]:
-        """The scorers at which tries ended badly, or else the generators; a full store is not theirs."""
-        tries = [one for one in self.tries if one.scoring is scoring and one.kind is not Kind.NO_ROOM]
+        """The scorers, or else the generators, at which tries ended badly that may go well elsewhere."""
+        tries = [one for one in self.tries if one.scoring is scoring and one.kind in ITS_PLACE_S]
         return {one.scorer if scoring else one.generator for one in tries}

@@ -86,6 +86,7 @@ class Kind(Enum):
     NO_ROOM = "an object store was full"
     DEVICE = "its device failed"  # whose process has to start again: CUDA errors are sticky
     MEMORY = "there was too little memory"
+    SYSTEM = "its machine failed it"  # storage, processes, file handles
     GROUP = "it failed by itself"
 
 
@@ -114,8 +115,12 @@ def kind_of(error: BaseException) -> Kind:
         return Kind.MEMORY
     if isinstance(behind, INFRASTRUCTURE):
         return Kind.LOST
+    if isinstance(behind, OSError):
+        return Kind.SYSTEM
+    if isinstance(behind, RunFailed):  # which says what it is
+        return Kind.GROUP
     names = {one.__name__ for one in type(behind).__mro__}
-    if isinstance(behind, RuntimeError) or "RuntimeError" in names:
+    if isinstance(behind, RuntimeError):
         said = str(behind)
         if "OutOfMemoryError" in names or MEMORY.search(said):
             return Kind.MEMORY
@@ -128,9 +133,9 @@ def is_echo(error: BaseException) -> bool:
     """Whether an error only says that another process of a collective is gone or late."""
     behind = _behind(error)
     distributed = any(one.__name__ == "DistError" for one in type(behind).__mro__)
-    if isinstance(behind, ConnectionError | TimeoutError):  # of the ranks' meeting
+    if distributed or isinstance(behind, ConnectionError | TimeoutError):  # these of the ranks' meeting
         return True
-    return distributed or (isinstance(behind, RuntimeError) and bool(COLLECTIVE.search(str(behind))))
+    return type(behind) is RuntimeError and bool(COLLECTIVE.search(str(behind)))
 
 
 def is_disk(error: BaseException) -> bool:

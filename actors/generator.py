@@ -78,6 +78,7 @@ class Generator:
     ) -> tuple[pa.Table, dict[str, Any]]:
         """In twice as many parts after each time that the memory was too small, to the single completion."""
         rows = len(request.prompts) * request.rollouts
+        self.parts = min(rows, max(self.parts, request.parts))
         while True:
             try:
                 return generate(

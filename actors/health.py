@@ -20,17 +20,22 @@ class Health:
     failed_starts: int = 0  # constructors in a row that have raised
     quarantined: bool = False  # for good: it gets no more work
 
+    @property
+    def is_fit(self) -> bool:
+        """Whether it may get work, now or once it has started."""
+        return not self.quarantined and not self.failed_starts
+
     def went_well(self) -> None:
         self.strikes = 0
 
     def came_up(self) -> None:
         self.failed_starts = 0
 
-    def strike(self, start: int, others: int, floor: int) -> bool:
-        """Counts one of the process that came up as the ``start``-th, unless it has one. Whether that
-        quarantines the place: not if fewer than ``floor`` others are left."""
-        self.strikes += start != self.struck_at_start
-        self.struck_at_start = start
+    def strike(self, start: int | None, others: int, floor: int) -> bool:
+        """Counts one, unless the process that came up as the ``start``-th has one, if that is given. Whether
+        it quarantines the place: not if fewer than ``floor`` others are left."""
+        self.strikes += start is None or start != self.struck_at_start
+        self.struck_at_start = self.struck_at_start if start is None else start
         self.quarantined = self.quarantined or (self.strikes >= STRIKES and others >= floor)
         return self.quarantined
 

@@ -4,36 +4,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.broadcast import Broadcasts, Circle
-from actors.failures import (
-    ACTOR_LOST,
-    STORE_FULL,
-    Kind,
-    LearnerLost,
-    NoRoom,
-    ObjectsLost,
-    StoreFull,
-    is_disk,
-    is_echo,
-    kind_of,
-    one_line,
-)
+from actors.failures import STORE_FULL, LearnerLost, StoreFull
+from actors.first_error import check
 from actors.learner import Learner, Standing
 from actors.placement import at, is_leaving, label, learner_rank, placed
 from actors.policy import PolicyRef, Weights
 from actors.pool import Pool
-from d1ray.config.errors import RunFailed
 from d1ray.config.run import Config
 from d1ray.run.checkpoint import Place
 
 POLL_S = 0.02
 NO_ROOM_PAUSE_S = 0.5  # between tries to hand over weights
-DEATH_NOTICE_S = 15  # after a rank's error, to learn whether another's death was its cause
 
 
 class LearnerGang:
@@ -163,7 +150,7 @@ class LearnerGang:
 
     def is_leaving(self) -> bool:
         """Whether a rank's node has been told to go."""
-        return self.places is not None and is_leaving(self.places)
+        return self.places is not None and is_leaving(self.places, len(self.actors))
 
     def close(self) -> None:
         """Kills the ranks and gives their place back."""
@@ -227,56 +214,5 @@ class LearnerGang:
                     f"learner rank {ranks} did not finish {method!r} within {self.deadline_s:g} s "
                     f"(cluster.deadline_s)"
                 )
-            self._check(done[0], refs, method)
+            check(done[0], refs, method, self.deadline_s)
         return ray.get(refs[0], timeout=self.deadline_s)
-
-    def _check(self, ref: ray.ObjectRef, refs: Sequence[ray.ObjectRef], method: str) -> None:
-        """Raises what ``ref`` ended with, if it is an error: another rank's death may be behind it."""
-        try:
-            ray.get(ref, timeout=self.deadline_s)
-        except ACTOR_LOST as error:
-            said = str(error).strip().splitlines()[0]
-            raise LearnerLost(f"learner rank {refs.index(ref)} died in {method!r}: {said}") from error
-        except ray.exceptions.RayTaskError as error:
-            self._explain(error, ref, refs, method)
-
-    def _explain(
-        self,
-        error: ray.exceptions.RayTaskError,
-        ref: ray.ObjectRef,
-        refs: Sequence[ray.ObjectRef],
-        method: str,
-    ) -> NoReturn:
-        """A rank's own error comes first, whatever the others then say of it: that it has left them."""
-        echo, apart = is_echo(error), isinstance(error.cause, (ObjectsLost, NoRoom, *STORE_FULL))
-        if echo or apart:  # what have the others to say?
-            ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=DEATH_NOTICE_S, fetch_local=False)
-            errors = {other: _error_of(other) for other in ended}
-            own = {other: said for other, said in errors.items() if said and not is_echo(said)}
-            lost = len(ended) < len(refs) or any(isinstance(said, ACTOR_LOST) for said in errors.values())
-            tasks = {o: said for o, said in own.items() if isinstance(said, ray.exceptions.RayTaskError)}
-            if echo and tasks:
-                [ref, error] = next(iter(tasks.items()))
-            elif echo or lost:
-                raise LearnerLost(f"learner rank {refs.index(ref)} lost another in {method!r}") from error
-        rank, kind = f"learner rank {refs.index(ref)}", kind_of(error)
-        if is_disk(error):
-            raise RunFailed(
-                f"{rank} in {method!r}: {one_line(error)}; make room there, the same command goes on"
-            ) from error
-        if kind is Kind.MEMORY:
-            raise RunFailed(
-                f"{rank} ran out of memory in {method!r}: {one_line(error)}; lower rl.micro_batch_tokens, "
-                f"set rl.gradient_checkpointing or rl.offload, or give more ranks (cluster.learners)"
-            ) from error
-        if kind in (Kind.DEVICE, Kind.LOST, Kind.PREEMPTED):
-            raise LearnerLost(f"{rank} in {method!r}: {one_line(error)}") from error
-        raise error
-
-
-def _error_of(ref: ray.ObjectRef) -> Exception | None:
-    try:
-        ray.get(ref, timeout=1)
-    except Exception as error:
-        return error
-    return None

@@ -27,12 +27,10 @@ class Overdue:
             scoring = call.status is Status.SCORING
             pool, index = (self.scorers, call.scorer) if scoring else (self.generators, call.generator)
             if now - max(call.since, pool.places[index].progress) > self.deadline_s:
-                pool.restart(index)
-                self.killed += 1
+                self.killed += pool.restart(index)
                 call.overdue = (
                     f"{'scorer' if scoring else 'generator'} {index} did not end it within "
                     f"{self.deadline_s:g} s (cluster.deadline_s) and was killed"
                 )
         for index in self.generators.stalled(self.deadline_s):
-            self.generators.restart(index)
-            self.killed += 1
+            self.killed += self.generators.restart(index)

@@ -215,15 +215,17 @@ def shared_places(
         remove_placement_group(group)
 
 
-def is_leaving(places: PlacementGroup) -> bool:
-    """Whether a node of ``places`` has been told to go: a spot node before it is taken back, or one that an
-    autoscaler removes."""
+def is_leaving(places: PlacementGroup, first: int) -> bool:
+    """Whether a node of the ``first`` places has been told to go: a spot node before it is taken back, or one
+    that an autoscaler removes. False where Ray does not say."""
     from ray._private.state import state
 
-    leaving = state.get_draining_nodes()
-    return bool(leaving) and not leaving.keys().isdisjoint(
-        placement_group_table(places)["bundles_to_node_id"].values()
-    )
+    try:
+        leaving = state.get_draining_nodes()
+        where = placement_group_table(places)["bundles_to_node_id"] if leaving else {}
+    except Exception:  # a checkpoint more is no reason to end a run
+        return False
+    return any(where.get(index) in leaving for index in range(first))
 
 
 def label(config: Config) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from actors.failures import ACTOR_LOST, RolloutError, one_line
+from actors.failures import ACTOR_LOST, Kind, RolloutError, kind_of, one_line
 from actors.health import STARTS, Health
 from actors.watch import Watch
 
@@ -79,8 +79,8 @@ class Pool:
 
     @property
     def alive(self) -> list[int]:
-        """Indices of the places that have work or will have: those that are not put away."""
-        return [index for index, place in enumerate(self.places) if not place.health.quarantined]
+        """Indices of the actors that are up, or were up and start again."""
+        return [i for i, place in enumerate(self.places) if place.starts and place.health.is_fit]
 
     @property
     def starts(self) -> list[int]:
@@ -118,11 +118,12 @@ class Pool:
             raise RolloutError(f"{self.title} 0 cannot start: {self.why}")
 
     def free(self, depth: float, avoiding: Collection[int] = ()) -> int | None:
-        """Index of the least busy actor that is up, or None when each has ``depth`` calls under way; one of
-        ``avoiding`` only where no other is up."""
+        """Index of the least busy actor that is up, or None when each has ``depth`` calls under way; none of
+        ``avoiding``, unless those are all that are ``alive``."""
         now = time.monotonic()
         able = [i for i, place in enumerate(self.places) if place.up and place.paused_until <= now]
-        able = [i for i in able if i not in avoiding] or able
+        if avoiding and not set(avoiding).issuperset(self.alive):
+            able = [i for i in able if i not in avoiding]
         index = min(able, key=lambda i: self.places[i].calls, default=None)
         return index if index is not None and self.places[index].calls < depth else None
 
@@ -171,6 +172,11 @@ class Pool:
                 ray.get(ref)
             except ACTOR_LOST:
                 self.lost(refs[ref])
+            except ray.exceptions.RayTaskError as error:
+                if kind_of(error) not in (Kind.DEVICE, Kind.MEMORY):
+                    raise
+                self.restart(refs[ref])
+                self.strike(refs[ref], one_line(error))
         for ref in late:
             self.restart(refs[ref])
 
@@ -188,23 +194,26 @@ class Pool:
         now = time.monotonic()
         return any(place.paused_until > now for place in self.places)
 
-    def restart(self, index: int) -> None:
-        """Kills an actor that does not answer; Ray starts it again, and its calls fail as lost."""
+    def restart(self, index: int) -> bool:
+        """Kills an actor that does not answer; Ray starts it again, and its calls fail as lost. False if
+        there is none."""
         place = self.places[index]
         if place.health.quarantined or place.lacks_actor:
-            return
+            return False
         ray.kill(place.actor, no_restart=False)
         place.progress = time.monotonic()
         self.lost(index)
+        return True
 
-    def strike(self, index: int, why: str) -> None:
+    def strike(self, index: int, why: str, of_process: bool = True) -> None:
         """Something went wrong at ``index`` that is the actor's own: too often in a row, and the place is
-        put away for good, unless fewer than ``floor`` would be left."""
+        put away for good, unless fewer than ``floor`` would be left. What goes wrong in the same process
+        again says nothing new, if it is ``of_process``."""
         place = self.places[index]
-        health, others = place.health, len(self.alive) - 1
+        health, others = place.health, len(set(self.alive) - {index})
         if health.quarantined:
             return
-        if health.strike(place.starts, others, self.floor):
+        if health.strike(place.starts if of_process else None, others, self.floor):
             self.lost(index)
             ray.kill(place.actor)
             self.note(
@@ -228,9 +237,10 @@ class Pool:
         place.asked = False
         try:
             ray.get(ref)
-        except ACTOR_LOST as error:
+        except ray.exceptions.RayError as error:
             place.ask_at = time.monotonic() + ASK_EVERY_S
-            if getattr(error, "actor_init_failed", False) and not place.health.quarantined:
+            again = isinstance(error, ACTOR_LOST) and not getattr(error, "actor_init_failed", False)
+            if not again and not place.health.quarantined:  # or its environment could not be made
                 self._could_not_start(index, error)
             return
         if not place.health.quarantined:

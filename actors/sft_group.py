@@ -32,7 +32,8 @@ class MeetingBackend(Backend):
                     rank, _join, backend_config.backend, self.store, rank, world, backend_config.timeout_s
                 )
                 for rank in range(world)
-            ]
+            ],
+            timeout=backend_config.timeout_s + LEAVE_S,
         )
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:

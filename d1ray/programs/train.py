@@ -91,5 +91,3 @@ def to_the_end(training: Training) -> None:
     except RunFailed:
         training.rescue()
         raise
-    except OSError as error:  # the step's metrics could not be logged: it has to be done again
-        raise RunFailed(f"{error.filename or training.job.run.path}: {error.strerror or error}") from error

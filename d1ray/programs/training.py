@@ -154,11 +154,10 @@ class Training:
         self.learner, self.buffer, self.stage = learner, buffer, stage
         self.policy: PolicyRef
         self._next = state.cursor  # the prompt that is generated next
-        self.whole = True  # whether the learner's weights are those of ``state``
+        self.whole = True  # whether the learner's weights are those of ``state``, and its step is logged
 
     def publish(self) -> Metrics:
         """The learner's weights become the policy of what is generated from now on."""
-        self.whole = True
         started_at, started = time.time(), time.perf_counter()
         self.policy = self.learner.publish(self.job.pools.generators)
         return {"started_publish": started_at, "seconds_publish": time.perf_counter() - started}
@@ -257,7 +256,7 @@ class Training:
             raise RolloutError(f"all of the validation failed; {done.dropped[0]}")
         verdicts = done.verdicts
         solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
-        if solved > state.best_solved:
+        if solved > state.best_solved and not done.dropped:  # or it might be the easier ones that are left
             state.best_step, state.best_solved = state.step, solved
         return {
             "validation_solved": solved,
@@ -270,7 +269,7 @@ class Training:
         """Into the run folder, and onto the display.
 
         Raises:
-            RunFailed: the step's rollouts could not be written.
+            RunFailed: the step's metrics or rollouts could not be written.
         """
         learned = "seconds_step" in metrics  # not only validated
         if learned:
@@ -278,7 +277,14 @@ class Training:
                 "broadcast_failures": self.learner.broadcasts.failures,
                 "tokens_per_s": metrics["tokens"] / metrics["seconds_step"],
             }
-        self.job.run.log({"stage": "rl", "step": self.state.step, **metrics})
+        try:
+            self.job.run.log({"stage": "rl", "step": self.state.step, **metrics})
+        except OSError as error:
+            where = error.filename or self.job.run.metrics_path
+            raise RunFailed(
+                f"{where} cannot be written: {error.strerror or error}; make room there"
+            ) from error
+        self.whole = True
         if learned:
             self.stage.update(self.state.step, metrics)
             if self.rl.keep_rollouts is not None:
@@ -303,7 +309,7 @@ class Training:
             self.job.run.note_saved("rl", self.state.saved_step)
 
     def rescue(self) -> None:
-        """A checkpoint for what cannot go on, if the learner is between steps and can still write one."""
+        """A checkpoint for what cannot go on, if the last step is logged and the learner can still write."""
         if not self.whole:
             return
         try:

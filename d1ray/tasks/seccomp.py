@@ -41,7 +41,11 @@ GIVEN_UP = {  # numbers on x86_64 and aarch64; None where there is no such call
     "fsetxattr": (190, 7),
     "unshare": (272, 97),
     "keyctl": (250, 219),
+    "truncate": (76, 45),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
 }
+OWN = {"tgkill": (234, 131), "prlimit64": (302, 261)}  # are left for this process: to abort, and to ask
 CLONE3 = 435  # its flags lie in memory, which a filter cannot read; without it libraries use clone
 CLONE = {"x86_64": 56, "aarch64": 220}
 SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -66,7 +70,7 @@ def give_up() -> None:
     machine = platform.machine()
     if sys.platform != "linux" or machine not in SECCOMP or sys.maxsize < 2**32:
         raise OSError(errno.ENOSYS, f"no filter for {sys.platform} on {machine}")
-    code = filter_for(machine)
+    code = filter_for(machine, os.getpid())
     program = _Program(len(code) // 8, code)
     libc = ctypes.CDLL(None, use_errno=True)
     call = [ctypes.c_long(n) for n in (SECCOMP[machine], SET_MODE_FILTER, ALL_THREADS)]
@@ -74,8 +78,8 @@ def give_up() -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def filter_for(machine: str) -> bytes:
-    """The filter as BPF instructions, 8 bytes each."""
+def filter_for(machine: str, own: int) -> bytes:
+    """The filter as BPF instructions, 8 bytes each, for the process ``own``."""
     refuse = _step(RETURN, ERROR | errno.EPERM)
     steps = [_step(LOAD, MACHINE), _step(EQUAL, ARCHITECTURE[machine], 1, 0), refuse, _step(LOAD, NUMBER)]
     if machine == "x86_64":
@@ -84,6 +88,10 @@ def filter_for(machine: str) -> bytes:
         number = numbers[list(SECCOMP).index(machine)]
         if number is not None:
             steps += [_step(EQUAL, number, 0, 1), refuse]
+    for numbers in OWN.values():
+        number = numbers[list(SECCOMP).index(machine)]
+        of_whom = [_step(LOAD, FIRST_ARGUMENT), _step(EQUAL, own, 1, 0), _step(EQUAL, 0, 0, 1)]
+        steps += [_step(EQUAL, number, 0, 5), *of_whom, _step(RETURN, ALLOW), refuse]
     steps += [_step(EQUAL, CLONE3, 0, 1), _step(RETURN, ERROR | errno.ENOSYS)]
     steps += [_step(EQUAL, CLONE[machine], 0, 3), _step(LOAD, FIRST_ARGUMENT)]
     steps += [_step(HAS_BIT, CLONE_THREAD, 1, 0), refuse, _step(RETURN, ALLOW)]

@@ -8,6 +8,7 @@ from ray import exceptions
 from simulated_ray import died, task_error
 
 from actors.failures import Kind, NoRoom, ObjectsLost, is_disk, is_echo, kind_of
+from d1ray.config.errors import RunFailed
 
 MEMORY = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
 KINDS = [
@@ -32,6 +33,11 @@ KINDS = [
     (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), Kind.GROUP),
     (ValueError("CUDA error in a text that somebody wrote"), Kind.GROUP),
     (KeyError("answer"), Kind.GROUP),
+    (OSError(errno.ESTALE, "Stale file handle"), Kind.SYSTEM),
+    (OSError(errno.EMFILE, "Too many open files"), Kind.SYSTEM),
+    (FileNotFoundError("a mount that is late"), Kind.SYSTEM),
+    (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), Kind.SYSTEM),  # of a fork
+    (RunFailed("the checkpoint cannot be written: CUDA error, out of memory, whatever"), Kind.GROUP),
 ]
 
 
@@ -56,7 +62,14 @@ def test_an_echo_of_another_rank_s_end_is_one(said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("gloo"), ObjectsLost("lost")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        ValueError("gloo"),
+        ObjectsLost("gloo"),
+        NoRoom("nccl"),
+        RunFailed("runs/nccl-test cannot be written: Connection reset by peer"),
+    ],
 )
 def test_a_rank_s_own_error_is_no_echo(error: Exception) -> None:
     assert not is_echo(task_error(error))

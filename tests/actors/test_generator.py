@@ -238,7 +238,8 @@ def test_too_little_memory_is_answered_by_smaller_parts_and_the_same_rollouts(
     small_one = Generator(folder, 1, 10)
     for _ in range(2):
         table, notes = small_one.generate(three, policy)
-        for name in ("completion_ids", "step_map", "sampler_logps", "old_logps", "text"):
+        logps = ("sampler_logps", "old_logps", "reference_logps")
+        for name in ("completion_ids", "step_map", *logps, "forwards", "text"):
             assert table[name].equals(expected[name]), name
         assert notes["parts"] == 4
     assert sizes == [6, 3, 2, 2, 2, 2, 2, 2]  # the second time it knows

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from simulated_ray import Ref, SimulatedRay, Task, died, task_error
 
-from actors import learner_gang
+from actors import first_error, learner_gang
 from actors.failures import LearnerLost, NoRoom, ObjectsLost
 from actors.learner_gang import LearnerGang
 from d1ray.config.errors import RunFailed
@@ -17,6 +17,11 @@ MEMORY = task_error(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB
 STICKY = task_error(RuntimeError("CUDA error: an illegal memory access was encountered"))
 LOST = task_error(ObjectsLost("rollouts of step 3 are lost"))
 BUG = task_error(TypeError("a bug"))
+REFUSED = task_error(
+    RunFailed(
+        "the checkpoint nccl-test/step-00003 cannot be written: Connection reset by peer; make room there"
+    )
+)
 NEVER = None
 
 
@@ -27,6 +32,7 @@ def told(monkeypatch: pytest.MonkeyPatch):
     def raised(*errors: Exception | None) -> Exception:
         ray = SimulatedRay(Random(0), longest_s=1000.0)
         monkeypatch.setattr(learner_gang, "ray", ray)
+        monkeypatch.setattr(first_error, "ray", ray)
         monkeypatch.setattr(learner_gang, "time", ray)
         gang = LearnerGang.__new__(LearnerGang)
         gang.deadline_s = 100.0
@@ -78,6 +84,7 @@ def test_what_a_new_gang_can_do_is_left_to_one(told, errors, said):
 
 def test_a_bug_is_told_at_once_as_it_is(told):
     assert told(BUG, NEVER).cause is BUG.cause
+    assert told(REFUSED).cause is REFUSED.cause  # whatever it speaks of
 
 
 @pytest.mark.parametrize("error", [ObjectsLost("lost"), NoRoom("full")])

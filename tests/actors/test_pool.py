@@ -6,7 +6,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from simulated_ray import Actor, SimulatedRay, Task
+from ray import exceptions
+from simulated_ray import Actor, Ref, SimulatedRay, Task, task_error
 
 from actors import pool as pool_module
 from actors import watch as watch_module
@@ -68,7 +69,7 @@ def test_work_goes_to_the_least_busy_that_is_up(make: Make, ray: SimulatedRay) -
         given.append(index)
     assert sorted(given) == [0, 1, 2] and pool.free(1) is None and pool.busy
     assert pool.free(2, avoiding={0, 1}) == 2
-    assert pool.free(2, avoiding={0, 1, 2}) == 0  # no other is up
+    assert pool.free(2, avoiding={0, 1, 2}) == 0  # there is no other
     after(pool, ray, 5)
     assert pool.idle() == [0, 1, 2]
 
@@ -118,6 +119,60 @@ def test_an_actor_that_fails_in_a_row_is_put_away_but_not_below_the_floor(
     assert said == (
         "generator 0 gets no more work: it failed 3 times in a row, last with CUDA error; 2 go on"
     )
+
+
+def test_a_call_waits_for_a_place_at_which_it_has_not_failed(make: Make, ray: SimulatedRay) -> None:
+    pool = make(2)
+    after(pool, ray, 10)
+    pool.restart(1)
+    assert pool.free(1) == 0 and pool.free(1, avoiding={0}) is None  # the other one will be up again
+    after(pool, ray, 10)
+    assert pool.free(1, avoiding={0}) == 1
+
+
+def test_groups_that_only_one_actor_fails_put_it_away(make: Make, ray: SimulatedRay) -> None:
+    pool = make(2)
+    after(pool, ray, 10)
+    for _ in range(STRIKES):
+        pool.strike(0, "group 3: OSError: stale", of_process=False)
+    assert pool.alive == [1]
+
+
+def test_who_never_came_up_is_no_reason_to_put_the_last_one_away(make: Make, ray: SimulatedRay) -> None:
+    def broken(actor: Actor) -> None:
+        if actor.place == 1:
+            raise OSError("no such mount")
+
+    pool = make(2, broken)
+    after(pool, ray, 10)
+    for _ in range(2 * STRIKES):
+        pool.strike(0, "CUDA error", of_process=False)
+    assert pool.alive == [0]
+
+
+@pytest.mark.parametrize("kind", ["device", "bug"])
+def test_what_everyone_is_asked_may_fail(make: Make, ray: SimulatedRay, kind: str) -> None:
+    pool = make(2)
+    after(pool, ray, 10)
+    error = RuntimeError("CUDA error: unspecified launch failure") if kind == "device" else TypeError("a bug")
+    pool.places[0].actor._working = lambda actor, task: (1.0, None, task_error(error))
+    if kind == "bug":
+        with pytest.raises(exceptions.RayTaskError):
+            pool.everyone("rest", 20)
+        return
+    pool.everyone("rest", 20)
+    assert pool.up == [False, True] and pool.places[0].health.strikes == 1
+
+
+def test_an_environment_that_cannot_be_made_is_made_again(make: Make, ray: SimulatedRay) -> None:
+    pool = make(1)
+    after(pool, ray, 10)
+    task = Task("__ray_ready__", (), [Ref()])
+    ray.end(task, error=exceptions.RuntimeEnvSetupError("no working_dir"))
+    pool.places[0].up = False
+    pool._answered(0, task.refs[0])
+    after(pool, ray, 30)
+    assert pool.up == [True]
 
 
 def test_one_good_call_takes_all_strikes_back(make: Make, ray: SimulatedRay) -> None:

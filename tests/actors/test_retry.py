@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from actors.call import NEXT, Call, Status, Try
+from actors.call import ITS_PLACE_S, NEXT, Call, Status, Try
 from actors.failures import Kind
-from actors.retry import BUDGETS, ITS_PLACE_S, PLACES, Answer, answer
+from actors.retry import BUDGETS, PASSING, PLACES, Answer, answer
 
 DEADLINE_S = 10.0
-PER_CALL = [kind for kind in Kind if kind is not Kind.NO_ROOM]
+PER_CALL = [kind for kind in Kind if kind not in PASSING]
 
 
 def history(*kinds: Kind, every_s: float = 1.0) -> list[Try]:
@@ -26,7 +26,7 @@ def test_every_history_of_five_tries_has_the_answer_of_its_last_kind(
         for kinds in itertools.product(Kind, repeat=length):
             last = kinds[-1]
             got = answer(history(*kinds), others_done, elsewhere, DEADLINE_S)
-            if last is Kind.NO_ROOM:
+            if last in PASSING:
                 assert got is Answer.AGAIN  # four seconds at most
                 continue
             budget = BUDGETS[last] * (PLACES if elsewhere and last in ITS_PLACE_S else 1)
@@ -52,6 +52,13 @@ def test_room_is_waited_for_until_the_deadline_and_from_the_last_time_there_was_
     assert answer(history(*full, Kind.NO_ROOM), True, True, DEADLINE_S) is Answer.END
     interrupted = [*full, Kind.LOST, *full]
     assert answer(history(*interrupted), True, True, DEADLINE_S) is Answer.AGAIN
+
+
+def test_a_machine_s_trouble_is_waited_out_too_and_then_costs_the_group_or_the_run() -> None:
+    trouble = [Kind.SYSTEM] * 11
+    assert answer(history(*trouble), True, True, DEADLINE_S) is Answer.AGAIN
+    assert answer(history(*trouble, Kind.SYSTEM), True, True, DEADLINE_S) is Answer.DROP
+    assert answer(history(*trouble, Kind.SYSTEM), False, True, DEADLINE_S) is Answer.END
 
 
 def test_a_group_that_fails_at_one_place_is_tried_at_the_others() -> None:

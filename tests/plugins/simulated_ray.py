@@ -102,7 +102,10 @@ class SimulatedRay:
         ready = [ref for ref in refs if ref.ready][:num_returns]
         return ready, [ref for ref in refs if ref not in set(ready)]
 
-    def get(self, ref: Ref, timeout: float = 0.0) -> Any:
+    def get(self, ref: Ref, timeout: float | None = None) -> Any:
+        if timeout is None and not ref.ready:
+            raise Stuck("a get without a bound")
+        timeout = timeout or 0.0
         self._run(lambda: ref.ready, timeout)
         if not ref.ready:
             raise exceptions.GetTimeoutError(f"not there after {timeout} s")

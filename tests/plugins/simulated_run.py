@@ -17,7 +17,7 @@ from typing import Any
 from simulated_ray import Actor, Ref, SimulatedRay, Task, task_error
 
 from actors import buffer, overdue, pool, watch
-from actors.failures import LearnerLost, NoRoom, ObjectsLost
+from actors.failures import LearnerLost, NoRoom, ObjectsLost, StoreFull
 from actors.policy import PolicyRef, Weights
 from actors.pool import Pool
 from actors.watch import Watch
@@ -51,6 +51,9 @@ class Faults:
     full: float | None = None  # its store, for a while
     sticky: float | None = None  # a generator's device
     sick_node: int = -1  # whose every generator has a device that fails
+    sick_place: int = -1  # the same of a place, wherever its actor is
+    failing_place: int = -1  # whose generator fails every group by itself
+    full_publish: float = 0.0  # share of publishings for which there is no room
     unstartable: float = 0.0  # share of starts that fail
     bad_group: int = 1000  # fails by itself, wherever it is; negative ones are of the validation
     learner: float | None = None
@@ -67,6 +70,8 @@ class Faults:
 
         return cls(
             *(some() for _ in range(8)),
+            failing_place=0 if random.random() < 0.1 else -1,
+            full_publish=0.05 if random.random() < 0.2 else 0.0,
             sick_node=0 if random.random() < 0.1 else -1,
             unstartable=0.3 if random.random() < 0.2 else 0.0,
             bad_group=random.randrange(-3, 8) if random.random() < 0.2 else 1000,
@@ -84,7 +89,7 @@ def base_config() -> Config:
     )
 
 
-def config_of(random: Random) -> Config:
+def config_of(random: Random, more: dict[str, int]) -> Config:
     base = base_config()
     assert base.rl is not None
     rl = base.rl.model_copy(
@@ -103,6 +108,7 @@ def config_of(random: Random) -> Config:
             "scorers": random.randint(1, 2),
             "deadline_s": 60.0,
             "learner_restarts": 100,
+            **more,
         }
     )
     evaluation = base.evaluation.model_copy(update={"batch_size": random.choice((1, 2))})
@@ -129,7 +135,6 @@ class World:
         default_factory=dict
     )
     incarnation: int = 0
-    version: int = 0
     signalled: bool = False
     happened: Counter[str] = field(default_factory=Counter)
     device_failed_at: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
@@ -237,10 +242,13 @@ class World:
     def _generate(self, actor: Actor, task: Task, seconds: float) -> tuple[float, Any, Exception | None]:
         request, policy = task.arguments
         group = request.prompts[0].group_id
-        if actor.process.sticky or actor.node == self.faults.sick_node:
+        sick = actor.node == self.faults.sick_node or actor.place == self.faults.sick_place
+        if actor.process.sticky or sick:
             self.device_failed_at[group].add(actor.place)
             return 0.01, None, task_error(RuntimeError("CUDA error: unspecified launch failure"))
-        if group == self.faults.bad_group:
+        if group == self.faults.bad_group or (
+            actor.place == self.faults.failing_place and self.config.cluster.generators > 1
+        ):
             return seconds, None, task_error(ValueError("this group cannot be read"))
         if self.random.random() < self.faults.lost_weights and self.happened["lost weights"] < 10:
             self.happened["lost weights"] += 1
@@ -256,7 +264,7 @@ class World:
     def check(self) -> None:
         """Whenever the driver waits."""
         b = self.watched
-        if b is None:
+        if b is None or b.trouble:
             return
         under_way = [call for call in b.started if not call.over]
         waiting, running = list(b.waiting), list(b.running.values())
@@ -300,7 +308,8 @@ class SimulatedGang:
 
     def publish(self, generators: Pool) -> PolicyRef:
         self._wait(0.5)
-        self.world.version = self.step
+        if self.world.random.random() < self.world.faults.full_publish:
+            raise StoreFull("learner rank 0 has no room", 60.0)
         return PolicyRef(self.world.incarnation, Weights(self.step))
 
     def learn(
@@ -336,7 +345,7 @@ class SimulatedGang:
         world.checkpoints[step] = (standing, state, dict(world.learned))
 
     def finish_checkpoint(self) -> None:
-        self.world.ray.sleep(0.1)
+        self.world.ray._run(lambda: False, 0.1)
 
     def write_model(self, saved: Any, folder: Path) -> None:
         pass
@@ -378,7 +387,7 @@ class SimulatedStorage:
 class SimulatedFolder:
     """Stands for the run folder."""
 
-    path = saved_path = rollouts = models = Path("simulated")
+    path = saved_path = rollouts = models = metrics_path = Path("simulated")
 
     def __init__(self, world: World):
         self.world, self.rows, self.saved = world, [], 0
@@ -475,13 +484,13 @@ def simulated(world: World) -> Iterator[None]:
 EXAMPLE = Example("simulated", "0", "?", {})
 
 
-def run(seed: int, faults: Faults | None = None) -> World:
+def run(seed: int, faults: Faults | None = None, **cluster: int) -> World:
     """A whole run; raises ``Violation`` or ``Stuck``, and whatever the driver should not raise.
 
     An end that says in one line why it cannot go on is an answer, too: the same command goes on from there.
     """
     random = Random(seed)
-    config = config_of(random)
+    config = config_of(random, cluster)
     world = World(random, faults or Faults.drawn(random), config, SimulatedRay(random, LONGEST_S))
     world.begin()
     folder, commands = SimulatedFolder(world), 0

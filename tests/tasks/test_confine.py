@@ -153,8 +153,20 @@ found = {
     "read": tried(lambda: (folder / "old").read_text()),
     "tcp": tried(lambda: socket.create_connection(("127.0.0.1", port))),
 }
+import os, resource, signal, threading
+if without == "landlock":
+    def signalled(pid):
+        if ctypes.CDLL(None, use_errno=True).tgkill(pid, pid, signal.SIGCONT):
+            raise OSError(ctypes.get_errno(), "tgkill")
+    nothing = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    found |= {
+        "signal": tried(lambda: signalled(os.getppid())),
+        "limit": tried(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CPU, nothing)),
+        "truncate": tried(lambda: os.truncate(folder / "old", 0)),
+        "own signal": tried(lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGCONT)),
+        "own limit": tried(lambda: resource.prlimit(0, resource.RLIMIT_CPU)),
+    }
 sys.stdin.close()
-import os
 os.write(int(sys.argv[4]), json.dumps(found).encode())
 """
 
@@ -183,6 +195,8 @@ def test_seccomp_alone_shuts_the_network_and_files_stay_empty(tmp_path, ports):
     found = left("landlock", tmp_path, ports["tcp"])
     assert found["said"].startswith("files can be read")
     assert (found["read"], found["write"], found["tcp"]) == ("done", "OSError", "PermissionError")
+    assert (found["signal"], found["limit"], found["truncate"]) == ("PermissionError",) * 3
+    assert (found["own signal"], found["own limit"]) == ("done", "done")
     assert not (tmp_path / "new").read_text()
 
 
@@ -225,4 +239,4 @@ def test_what_is_not_confined_is_said_once(monkeypatch, caplog):
 @LINUX
 def test_the_filter_is_one_that_the_kernel_takes_for_either_machine():
     for machine in seccomp.SECCOMP:
-        assert len(seccomp.filter_for(machine)) % 8 == 0
+        assert len(seccomp.filter_for(machine, own=7)) % 8 == 0
