@@ -13,6 +13,7 @@ from d1ray.config.errors import ResourceError, RunFailed
 from d1ray.programs.recovery import RestartLadder
 from d1ray.programs.training import Job, Training, training_of
 from d1ray.run import checkpoint
+from d1ray.run.checkpoint import Unreachable
 from d1ray.run.interrupt import GivenUp, Interrupted
 
 
@@ -63,8 +64,8 @@ def reinforce(job: Job, gauges: Gauges | None = None) -> None:
                 to_the_end(training)
             return
         except GivenUp as error:
-            newest = checkpoint.newest_step(job.checkpoints)
-            raise GivenUp(f"{error} (half of cluster.grace_s); the run goes on from step {newest}") from error
+            where = _newest(job)
+            raise GivenUp(f"{error} (half of cluster.grace_s); the run goes on from {where}") from error
         except ResourceError as error:
             if ladder.rebuilds:  # the request was right: once there was a place
                 raise RunFailed(str(error)) from error
@@ -91,3 +92,11 @@ def to_the_end(training: Training) -> None:
     except RunFailed:
         training.rescue()
         raise
+
+
+def _newest(job: Job) -> str:
+    """Where a run goes on, to be told on the way out."""
+    try:
+        return f"step {checkpoint.newest_step(job.checkpoints)}"
+    except Unreachable:
+        return "its newest checkpoint"

@@ -87,7 +87,8 @@ def read_run(path: Path, name: str) -> Run:
     last = history.last.get("rl")
     summary = _read(path / "summary.json", lambda file: json.loads(file.read_text(encoding="utf-8")), missing)
     dropped = _read(path / "dropped.jsonl", read_rows, missing) if (path / "dropped.jsonl").exists() else None
-    steps = {step_of(file): file for file in (path / "rollouts").glob("step-*.parquet")}
+    files = (path / "rollouts").glob("step-*.parquet")
+    steps = {step: file for file in files if (step := step_of(file)) >= 0}  # and not a "step-1 copy.parquet"
     rollouts = [steps[step] for step in sorted(steps) if last is None or step <= last]
     if config.get("rl") and not rollouts:
         missing.append("rollouts/ holds no completions")

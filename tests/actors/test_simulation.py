@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from simulated_parts import SimulatedFolder, SimulatedGang
 from simulated_ray import Stuck
-from simulated_run import Faults, SimulatedFolder, SimulatedGang, Violation, run
+from simulated_run import run
+from simulated_world import Faults, Violation
 
 from actors.buffer import RolloutBuffer
 from actors.call import Call
@@ -115,7 +117,7 @@ def never_kills_who_hangs(patch: pytest.MonkeyPatch) -> None:
 
 def resumes_from_what_is_damaged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        "simulated_run.resumable", lambda found: sorted(found, key=lambda one: one.step, reverse=True)
+        "simulated_parts.resumable", lambda found: sorted(found, key=lambda one: one.step, reverse=True)
     )
 
 

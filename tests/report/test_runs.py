@@ -75,6 +75,7 @@ def test_completions_of_steps_that_were_rolled_back_are_not_the_runs(make_run: M
     folder = make_run(steps=3)
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:3]))  # steps 0 to 2
+    (folder / "rollouts" / "step-00001 copy.parquet").write_bytes(b"somebody's")
     (run,) = read_runs([folder])
     assert [file.name for file in run.rollouts] == ["step-00001.parquet", "step-00002.parquet"]
 
