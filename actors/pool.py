@@ -202,6 +202,7 @@ class Pool:
             return False
         ray.kill(place.actor, no_restart=False)
         place.progress = time.monotonic()
+        place.ask_at = place.progress + ASK_EVERY_S  # not the process that is dying
         self.lost(index)
         return True
 
