@@ -51,9 +51,10 @@ build/installed/.stamp: pyproject.toml $(SOURCES) | .venv/.dev
 PYTEST = mkdir -p build/empty && cd build/empty && PYTHONPATH='$(CURDIR)/build/installed' \
   '$(CURDIR)/$(BIN)/pytest' -c '$(CURDIR)/pyproject.toml' --durations=10
 
-# Tests without Ray run on every core. Those with Ray run in two processes, each with a cluster of its own: what starts imports on
-# one core, and what has died is waited for. pytest's 5: it was given none of a kind.
-BESIDE_EACH_OTHER = --numprocesses auto --dist loadfile
+# Tests without Ray run on every core, and in one process more: some wait, for a download or a browser. Those with Ray run in two,
+# each with a cluster of its own: what starts imports on one core, and what has died is waited for. pytest's 5: it was given none of
+# a kind.
+BESIDE_EACH_OTHER = --numprocesses $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)') --dist loadfile
 TWO_AT_A_TIME = --numprocesses 2 --dist loadfile
 
 test: build/installed/.stamp ## all tests but soaks, against the installed wheel (TESTS=tests/rl, ARGS="-k name")
