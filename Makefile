@@ -55,7 +55,7 @@ PYTEST = mkdir -p build/empty && cd build/empty && PYTHONPATH='$(CURDIR)/build/i
 # each with a cluster of its own: what starts imports on one core, and what has died is waited for. pytest's 5: it was given none of
 # a kind.
 BESIDE_EACH_OTHER = --numprocesses $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)') --dist loadfile
-TWO_AT_A_TIME = --numprocesses 2 --dist loadfile
+TWO_AT_A_TIME = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: build/installed/.stamp ## all tests but soaks, against the installed wheel (TESTS=tests/rl, ARGS="-k name")
 	$(PYTEST) $(addprefix '$(CURDIR)'/,$(TESTS)) -m 'not ray and not soak' $(BESIDE_EACH_OTHER) $(ARGS) || [ $$? = 5 ]

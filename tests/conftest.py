@@ -39,13 +39,18 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use Ray, and run the fast ones first: a stable sort puts the marked ones last."""
+    """Mark the tests that use Ray, and run the fast ones first: a stable sort puts the marked ones last, of
+    these the files that may take longest first, so that no process is left with one at the end."""
     for item in items:
         if uses_ray(item.path):
             item.add_marker(pytest.mark.ray)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(RAY_TIMEOUT_S))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    limits: dict[Path, float] = {}
+    for item in items:
+        limit = item.get_closest_marker("timeout") if item.get_closest_marker("ray") else None
+        limits[item.path] = limits.get(item.path, 0.0) + (limit.args[0] if limit else 0.0)
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is not None, -limits[item.path]))
 
 
 @pytest.fixture(scope="session")
