@@ -27,6 +27,7 @@ from d1ray.models.architectures import read_config
 from d1ray.models.chat import decode_completion
 from d1ray.models.load import load_model
 from d1ray.models.tokenizer import load_tokenizer
+from d1ray.run.atomic import write_atomically
 from d1ray.tasks.answers import until_end
 
 Pair = tuple[tuple[str, str], list[int], list[int]]  # texts and token ids of a context and a continuation
@@ -241,7 +242,7 @@ def run_tasks(
     print(make_table(results))
     if output is not None:
         results.pop("samples", None)
-        output.write_text(json.dumps(results, indent=2, default=str) + "\n")
+        write_atomically(output, json.dumps(results, indent=2, default=str) + "\n")
 
 
 def run_harness(

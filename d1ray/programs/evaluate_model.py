@@ -26,6 +26,7 @@ from d1ray.models.load import check_weights
 from d1ray.models.tokenizer import load_tokenizer
 from d1ray.programs.evaluate import Tokenizer, evaluate, held_out_prompts
 from d1ray.run import summary
+from d1ray.run.atomic import write_atomically
 from d1ray.run.data import examples_of, stays
 from d1ray.run.interrupt import Interrupt
 from d1ray.tasks.source import examples_to_evaluate
@@ -125,8 +126,8 @@ def evaluate_tasks(configs: Sequence[Config], folder: Path, asked: Asked, as_jso
         cells += done[1]
     output, many = asked.output, asked.samples > 1
     if output is not None:
-        (output / "results.json").write_text(json.dumps(as_rows(cells), indent=2) + "\n")
-        (output / "table.md").write_text(markdown(cells))
+        write_atomically(output / "results.json", json.dumps(as_rows(cells), indent=2) + "\n")
+        write_atomically(output / "table.md", markdown(cells))
     if as_json:
         rows = as_rows(cells) if output or many else summary.as_rows(results)
         print(json.dumps(rows[0] if len(rows) == 1 else rows))
