@@ -20,8 +20,8 @@ STARTS = {  # what starts: its command, and the most of `import torch` that it m
     "a model that is not there": ([D1RAY, "evaluate", "nowhere", "--task", "sudoku"], 0.4),
     "scorer": ([sys.executable, "-c", "import actors.scorer"], 0.4),
     "scorer, with Ray": ([sys.executable, "-c", "import ray, actors.scorer"], 0.8),
-    "generator": ([sys.executable, "-c", "import actors.generator"], 2.4),
-    "learner": ([sys.executable, "-c", "import actors.learner"], 2.4),
+    "generator": ([sys.executable, "-c", "import actors.generator"], 2.6),
+    "learner": ([sys.executable, "-c", "import actors.learner"], 2.6),
 }
 
 
