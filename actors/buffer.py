@@ -28,12 +28,12 @@ from actors.failures import (
 from actors.overdue import Overdue
 from actors.policy import PolicyRef
 from actors.pool import Pool
-from actors.retry import Answer, answer, in_a_row_since
+from actors.retry import PASSING, Answer, answer, in_a_row_since
 from d1ray.config.errors import RunFailed, UserError
 from d1ray.rl.rollout import Request
 from d1ray.run.interrupt import Interrupted
 
-PAUSE_S = 1.0  # of actors whose node's object store is full
+PAUSE_S = 1.0  # of actors whose node has no room, or fails them
 TURN_S = 0.5  # longest wait between two looks at a signal
 LESS_MEMORY = (
     "; shorten rl.sampling.gen_length or data.max_prompt_length, lower rl.micro_batch_tokens, or give a "
@@ -48,6 +48,7 @@ class RolloutBuffer:
     it did not answer for ``deadline_s``, is issued again with the same group id, so its result is the same;
     ``retry.answer`` says how often, and whether it is then dropped, saying why, or ends the run.
     ``on_scored`` is told of every call as it finishes, in whatever order; ``note`` what a user should know.
+    Both pools share one watch.
     """
 
     def __init__(
@@ -217,8 +218,6 @@ class RolloutBuffer:
     def _collect(self, timeout_s: float) -> None:
         """Handles calls that have ended or do not end."""
         self.generators.watch.turn(timeout_s)
-        if self.scorers.watch is not self.generators.watch:
-            self.scorers.watch.turn()
         while self._ended:
             ref = self._ended.popleft()
             self._end(self.running.pop(ref), ref)
@@ -272,21 +271,19 @@ class RolloutBuffer:
         call.tries.append(Try(call.generator, call.scorer, scoring, kind, said, time.monotonic()))
         call.overdue, call.generated = "", None
         elsewhere = not call.failed_at(scoring).issuperset(pool.alive)
-        if kind is Kind.NO_ROOM:
-            if call.count(kind) == 1 and not any(other.count(kind) for other in self.waiting):
-                self.note(
-                    f"{call.name} at {where}: the object store is full; it is tried again for "
-                    f"{self.deadline_s:g} s"
-                )
-            pool.pause(index, PAUSE_S)
-        elif kind is Kind.SYSTEM:
+        told = call.count(kind) > 1 or any(other.count(kind) for other in self.waiting)
+        if kind is Kind.NO_ROOM and not told:
+            self.note(
+                f"{call.name} at {where}: the object store is full; it is tried again for "
+                f"{self.deadline_s:g} s"
+            )
+        if kind in PASSING:
             pool.pause(index, PAUSE_S)
         elif kind in (Kind.LOST, Kind.PREEMPTED):  # either may have died: no more until they answer
             self.generators.lost(call.generator)
             self.scorers.lost(call.scorer)
-        elif kind in (Kind.DEVICE, Kind.MEMORY):  # a device's errors stay until its process starts again
-            pool.restart(index)
-            pool.strike(index, said)
+        elif kind in (Kind.DEVICE, Kind.MEMORY):
+            pool.device_failed(index, said)
         decided = answer(call.tries, self.done > call.done_before, elsewhere, self.deadline_s)
         if decided is Answer.AGAIN:
             self.reissued += kind is not Kind.GROUP

@@ -37,9 +37,8 @@ class Status(Enum):
     DROPPED = "dropped"
 
 
-ITS_PLACE_S = frozenset(
-    {Kind.DEVICE, Kind.MEMORY, Kind.SYSTEM, Kind.GROUP}
-)  # and not, or not only, the call's
+# What may be due to the place, and not to the call.
+ITS_PLACE_S = frozenset({Kind.DEVICE, Kind.MEMORY, Kind.SYSTEM, Kind.GROUP})
 NEXT: Mapping[Status, frozenset[Status]] = {
     Status.WAITING: frozenset({Status.GENERATING}),
     Status.GENERATING: frozenset({Status.SCORING, Status.SCORED, Status.WAITING, Status.DROPPED}),

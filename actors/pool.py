@@ -175,8 +175,7 @@ class Pool:
             except ray.exceptions.RayTaskError as error:
                 if kind_of(error) not in (Kind.DEVICE, Kind.MEMORY):
                     raise
-                self.restart(refs[ref])
-                self.strike(refs[ref], one_line(error))
+                self.device_failed(refs[ref], one_line(error))
         for ref in late:
             self.restart(refs[ref])
 
@@ -205,6 +204,11 @@ class Pool:
         place.ask_at = place.progress + ASK_EVERY_S  # not the process that is dying
         self.lost(index)
         return True
+
+    def device_failed(self, index: int, why: str) -> None:
+        """A device's errors stay until its process starts again, which is a strike."""
+        self.restart(index)
+        self.strike(index, why)
 
     def strike(self, index: int, why: str, of_process: bool = True) -> None:
         """Something went wrong at ``index`` that is the actor's own: too often in a row, and the place is

@@ -247,20 +247,18 @@ class Training:
             self.buffer.tend()  # its calls share the pools with the validation's
             return self.job.patience()
 
-        started_at, started, state = time.time(), time.perf_counter(), self.state
-        job = self.job
+        started_at, started, state, job = time.time(), time.perf_counter(), self.state, self.job
         done = evaluate(job.pools, self.policy, job.validation, job.config, waits)
         for dropped in done.dropped:
             job.progress.note(f"validation after step {state.step} goes on without {dropped}")
         if not done.verdicts:
             raise RolloutError(f"all of the validation failed; {done.dropped[0]}")
-        verdicts = done.verdicts
-        solved = sum(correct for correct, *_ in verdicts) / len(verdicts)
+        solved = sum(correct for correct, *_ in done.verdicts) / len(done.verdicts)
         if solved > state.best_solved and not done.dropped:  # or it might be the easier ones that are left
             state.best_step, state.best_solved = state.step, solved
         return {
             "validation_solved": solved,
-            "validation_examples": len(verdicts),
+            "validation_examples": len(done.verdicts),
             "started_validate": started_at,
             "seconds_validate": time.perf_counter() - started,
         }
